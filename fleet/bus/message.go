@@ -1,0 +1,64 @@
+package bus
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// Message is one delivery of a stored message.
+type Message struct {
+	Subject string
+	Data    []byte
+	Header  nats.Header
+	// Seq is the message's place in its stream; Stored is when the server took it. Both stay the same on redelivery.
+	Seq    uint64
+	Stored time.Time
+	// Attempt counts deliveries, from 1.
+	Attempt int64
+}
+
+// ID names what this message asks for: it sorts by time, is legible, and is the same on every delivery. It is the id of
+// the job, and of the snapshot or drill that the job makes: "20261121T040000.123Z-1f2e3d4c".
+func (m *Message) ID() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%d\n%d", m.Subject, m.Seq, m.Stored.UnixNano()))
+	return m.Stored.UTC().Format("20060102T150405.000Z") + "-" + hex.EncodeToString(sum[:4])
+}
+
+// ErrLostMessage is the cause of a handler's cancelled context when the server stopped confirming heartbeats: another
+// worker may have the message by now.
+var ErrLostMessage = errors.New("the server did not confirm a heartbeat in time; the message may be with another worker")
+
+// terminalError says that no further attempt can help.
+type terminalError struct {
+	reason string
+	err    error
+}
+
+func (e *terminalError) Error() string { return e.err.Error() }
+func (e *terminalError) Unwrap() error { return e.err }
+
+// Terminal marks an error that no retry can mend: the message becomes a dead letter. reason is a short word for the
+// metric, as "unknown_target".
+func Terminal(reason string, err error) error { return &terminalError{reason, err} }
+
+// retryError asks for a redelivery after a delay of the handler's choosing.
+type retryError struct {
+	after time.Duration
+	err   error
+}
+
+func (e *retryError) Error() string { return e.err.Error() }
+func (e *retryError) Unwrap() error { return e.err }
+
+// RetryAfter marks an error that deserves another attempt, not before a delay.
+func RetryAfter(after time.Duration, err error) error { return &retryError{after, err} }
+
+// Handler does the work of one message. A nil error acknowledges it; Terminal makes it a dead letter; anything else is
+// tried again. It must return soon after its context ends.
+type Handler func(context.Context, *Message) error

@@ -1,0 +1,64 @@
+package bus
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+)
+
+// The streams of the design, section 3.
+const (
+	StreamJobs   = "LIFEBOAT_JOBS"
+	StreamEvents = "LIFEBOAT_EVENTS"
+	StreamAlerts = "LIFEBOAT_ALERTS"
+	StreamDead   = "LIFEBOAT_DEAD"
+)
+
+const (
+	prefix = "lifeboat."
+
+	// SubjectReceived carries notifications that a webhook took.
+	SubjectReceived = "lifeboat.alert.received"
+	// SubjectAllEvents is every record of the audit log.
+	SubjectAllEvents = "lifeboat.event.>"
+)
+
+// JobSubject is where a job for a target is published.
+func JobSubject(w config.Work, target string) string { return fmt.Sprintf("lifeboat.job.%s.%s", w, target) }
+
+// AllJobs matches the jobs of one kind of work, for every target.
+func AllJobs(w config.Work) string { return JobSubject(w, "*") }
+
+// ParseJobSubject is the inverse of JobSubject.
+func ParseJobSubject(subject string) (w config.Work, target string, ok bool) {
+	parts := strings.Split(subject, ".")
+	if len(parts) != 4 || parts[0] != "lifeboat" || parts[1] != "job" {
+		return "", "", false
+	}
+	return config.Work(parts[2]), parts[3], true
+}
+
+// ScheduleSubject holds the newest tick that was decided for a target.
+func ScheduleSubject(target string, w config.Work) string {
+	return fmt.Sprintf("lifeboat.state.schedule.%s.%s", target, w)
+}
+
+// ClaimSubject holds which delivery may commit for a target.
+func ClaimSubject(target string, w config.Work) string {
+	return fmt.Sprintf("lifeboat.state.claim.%s.%s", target, w)
+}
+
+// EventSubject is where an event is published. An event about no target in particular uses "fleet".
+func EventSubject(noun, verb, target string) string {
+	if target == "" {
+		target = "fleet"
+	}
+	return fmt.Sprintf("lifeboat.event.%s.%s.%s", noun, verb, target)
+}
+
+// DeliverySubject carries what one receiver is to be told.
+func DeliverySubject(receiver string) string { return "lifeboat.alert.delivery." + receiver }
+
+// deadSubject is where the dead letter of a subject goes.
+func deadSubject(subject string) string { return "lifeboat.dead." + strings.TrimPrefix(subject, prefix) }

@@ -1,0 +1,225 @@
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+
+	"filippo.io/age"
+	"github.com/prometheus/alertmanager/matcher/compat"
+	"github.com/prometheus/alertmanager/pkg/labels"
+)
+
+// problem is a failed check at a key; the loader finds the line.
+type problem struct{ key, message string }
+
+// targetName is the form that fits into a subject and an object key (design, section 3).
+var targetName = regexp.MustCompile(`^[a-z0-9-]+$`)
+
+// ValidName says whether a target's or receiver's name can stand in a subject.
+func ValidName(s string) bool { return targetName.MatchString(s) }
+
+// checker collects problems.
+type checker struct{ found []problem }
+
+func (c *checker) add(key, format string, args ...any) {
+	c.found = append(c.found, problem{key, fmt.Sprintf(format, args...)})
+}
+
+// check returns everything that decoding could not see.
+func (cfg *Config) check() []problem {
+	c := &checker{}
+	if cfg.NATS.Replicas < 0 || cfg.NATS.Replicas > 5 {
+		c.add("nats.replicas", "is %d; JetStream takes 1 to 5", cfg.NATS.Replicas)
+	}
+	c.tls("nats.tls", cfg.NATS.TLS)
+	c.store(cfg.Store)
+	for i, r := range cfg.Encryption.Recipients {
+		if _, err := age.ParseX25519Recipient(r); err != nil {
+			c.add(fmt.Sprintf("encryption.recipients[%d]", i), "not an age recipient (age1...): %v", err)
+		}
+	}
+	seen := map[string]int{}
+	for i, t := range cfg.Targets {
+		key := fmt.Sprintf("targets[%d]", i)
+		if first, dup := seen[t.Name]; dup {
+			c.add(key+".name", "%q is already the name of targets[%d]", t.Name, first)
+		}
+		seen[t.Name] = i
+		c.target(key, t)
+	}
+	for i, u := range cfg.Alertmanager.URLs {
+		c.url(fmt.Sprintf("alertmanager.urls[%d]", i), u, "http", "https")
+	}
+	if cfg.Alertmanager.ResendInterval < 0 {
+		c.add("alertmanager.resend_interval", "must not be negative")
+	}
+	c.notifier(cfg.Notifier)
+	return c.found
+}
+
+func (c *checker) store(s Store) {
+	// Bucket naming rules of S3: 3 to 63 characters.
+	if s.Bucket != "" && (len(s.Bucket) < 3 || len(s.Bucket) > 63) {
+		c.add("store.bucket", "%q must have 3 to 63 characters", s.Bucket)
+	}
+	if strings.HasPrefix(s.Prefix, "/") || strings.HasSuffix(s.Prefix, "/") {
+		c.add("store.prefix", "%q must not start or end with a slash", s.Prefix)
+	}
+	if s.Endpoint != "" {
+		c.url("store.endpoint", s.Endpoint, "http", "https")
+	}
+	if (s.AccessKeyIDFile == "") != (s.SecretAccessKeyFile == "") {
+		c.add("store", "access_key_id_file and secret_access_key_file go together")
+	}
+}
+
+func (c *checker) target(key string, t Target) {
+	if !ValidName(t.Name) {
+		c.add(key+".name", "%q: a name is lower-case letters, digits and dashes", t.Name)
+	}
+	kinds := 0
+	for _, set := range []bool{t.Etcd != nil, t.Consul != nil, t.Nomad != nil} {
+		if set {
+			kinds++
+		}
+	}
+	if kinds != 1 {
+		c.add(key, "needs exactly one of etcd, consul and nomad; it has %d", kinds)
+	}
+	switch {
+	case t.Etcd != nil:
+		if len(t.Etcd.Endpoints) == 0 {
+			c.add(key+".etcd.endpoints", "needs at least one URL")
+		}
+		for i, u := range t.Etcd.Endpoints {
+			c.url(fmt.Sprintf("%s.etcd.endpoints[%d]", key, i), u, "http", "https")
+		}
+		if (t.Etcd.Username == "") != (t.Etcd.PasswordFile == "") {
+			c.add(key+".etcd", "username and password_file go together")
+		}
+		c.tls(key+".etcd.tls", t.Etcd.TLS)
+	case t.Consul != nil:
+		c.url(key+".consul.address", t.Consul.Address, "http", "https")
+		c.tls(key+".consul.tls", t.Consul.TLS)
+	case t.Nomad != nil:
+		c.url(key+".nomad.address", t.Nomad.Address, "http", "https")
+		c.tls(key+".nomad.tls", t.Nomad.TLS)
+	}
+	if t.RPO < 0 {
+		c.add(key+".rpo", "must not be negative")
+	}
+	if t.Timeout < 0 {
+		c.add(key+".timeout", "must not be negative")
+	}
+	if t.TimeZone == "Local" {
+		c.add(key+".time_zone", "use an IANA name; Local differs from machine to machine")
+	}
+	lines := map[Work]string{WorkSnapshot: ".schedule", WorkVerify: ".verify.schedule", WorkDrill: ".drill.schedule"}
+	for _, w := range Works() {
+		line := t.ScheduleOf(w)
+		if line == "" {
+			continue
+		}
+		if _, err := ParseSchedule(line, t.TimeZone); err != nil {
+			at := key + lines[w]
+			if strings.HasPrefix(err.Error(), "time zone") {
+				at = key + ".time_zone"
+			}
+			c.add(at, "%q: %v", line, err)
+		}
+	}
+}
+
+func (c *checker) tls(key string, t TLS) {
+	if (t.CertFile == "") != (t.KeyFile == "") {
+		c.add(key, "cert_file and key_file go together")
+	}
+}
+
+func (c *checker) url(key, raw string, schemes ...string) {
+	u, err := url.Parse(raw)
+	switch {
+	case raw == "":
+		c.add(key, "is missing; it is a URL such as %s://host:port", schemes[0])
+	case err != nil:
+		c.add(key, "is not a URL: %v", err)
+	case !slices.Contains(schemes, u.Scheme) || u.Host == "":
+		c.add(key, "%q is not a URL such as %s://host:port", raw, schemes[0])
+	case u.User != nil:
+		c.add(key, "must not hold a user or password; secrets go into files")
+	}
+}
+
+func (c *checker) notifier(n Notifier) {
+	if n.Listen != "" {
+		if _, _, err := net.SplitHostPort(n.Listen); err != nil {
+			c.add("notifier.listen", "%q is not host:port: %v", n.Listen, err)
+		}
+	}
+	if n.GiveUpAfter < 0 {
+		c.add("notifier.give_up_after", "must not be negative")
+	}
+	if n.Runbooks.BaseURL != "" {
+		c.url("notifier.runbooks.base_url", n.Runbooks.BaseURL, "http", "https")
+	}
+	names := map[string]int{}
+	for i, r := range n.Receivers {
+		key := fmt.Sprintf("notifier.receivers[%d]", i)
+		if !ValidName(r.Name) {
+			c.add(key+".name", "%q: a name is lower-case letters, digits and dashes", r.Name)
+		}
+		if first, dup := names[r.Name]; dup {
+			c.add(key+".name", "%q is already the name of receivers[%d]", r.Name, first)
+		}
+		names[r.Name] = i
+		c.receiver(key, r)
+	}
+	if len(n.Receivers) == 0 && n.Route.Receiver == "" && len(n.Route.Routes) == 0 {
+		return
+	}
+	if n.Route.Receiver == "" {
+		c.add("notifier.route.receiver", "the top route needs a receiver, so that no alert goes nowhere")
+	}
+	if len(n.Route.Matchers) > 0 {
+		c.add("notifier.route.matchers", "the top route takes everything and has no matchers")
+	}
+	c.route("notifier.route", n.Route, names)
+}
+
+func (c *checker) receiver(key string, r Receiver) {
+	switch {
+	case (r.Slack == nil) == (r.DingTalk == nil):
+		c.add(key, "needs exactly one of slack and dingtalk")
+	case r.Slack != nil && r.Slack.WebhookURLFile == "":
+		c.add(key+".slack.webhook_url_file", "is missing")
+	case r.DingTalk != nil && r.DingTalk.WebhookURLFile == "":
+		c.add(key+".dingtalk.webhook_url_file", "is missing")
+	}
+}
+
+func (c *checker) route(key string, r Route, receivers map[string]int) {
+	if r.Receiver != "" {
+		if _, ok := receivers[r.Receiver]; !ok {
+			c.add(key+".receiver", "no receiver is named %q", r.Receiver)
+		}
+	}
+	for i, m := range r.Matchers {
+		if _, err := ParseMatchers(m); err != nil {
+			c.add(fmt.Sprintf("%s.matchers[%d]", key, i), "%v", err)
+		}
+	}
+	for i, child := range r.Routes {
+		c.route(fmt.Sprintf("%s.routes[%d]", key, i), child, receivers)
+	}
+}
+
+// ParseMatchers parses one entry of a matchers list with Alertmanager's own parser: UTF-8 syntax, falling back to the
+// classic one, as Alertmanager does.
+func ParseMatchers(s string) (labels.Matchers, error) {
+	return compat.FallbackMatchersParser(slog.New(slog.DiscardHandler))(s, "lifeboat.yaml")
+}

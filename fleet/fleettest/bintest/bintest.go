@@ -1,0 +1,176 @@
+// Package bintest finds and runs the real servers that are not Go libraries: consul, nomad, alertmanager, nats-server.
+package bintest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// Find looks for a binary in the .bin folder of this folder or one above it, and then on PATH.
+func Find(name string) (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("looking for %s: %w", name, err)
+	}
+	for {
+		path := filepath.Join(dir, ".bin", name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return path, nil
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			break
+		}
+		dir = up
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("no %s in .bin/ nor on PATH; build it with: tools/build %s", name, name)
+	}
+	return path, nil
+}
+
+// Process is a server that was started. It dies with this process, even when that is killed.
+type Process struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error
+}
+
+// Start runs a binary with its output in a file.
+func Start(path, logFile string, env []string, args ...string) (*Process, error) {
+	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) //nolint:gosec // the caller's folder
+	if err != nil {
+		return nil, fmt.Errorf("opening the log of %s: %w", filepath.Base(path), err)
+	}
+	cmd := exec.Command(path, args...) //nolint:gosec,noctx // a server that the caller names and stops
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Env = append(os.Environ(), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	p := &Process{cmd: cmd, done: make(chan struct{})}
+	started := make(chan error, 1)
+	go func() {
+		// The death signal is sent when the thread that started the process ends, so the thread is kept for its life.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer close(p.done)
+		defer out.Close() //nolint:errcheck // a log
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("starting %s: %w", path, err)
+	}
+	return p, nil
+}
+
+// PID of the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Signal sends a signal. A process that has ended is no error.
+func (p *Process) Signal(sig os.Signal) error {
+	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("signalling %s: %w", p.cmd.Path, err)
+	}
+	return nil
+}
+
+// Kill ends the process as kill -9 does and waits.
+func (p *Process) Kill() error {
+	err := p.Signal(syscall.SIGKILL)
+	<-p.done
+	return err
+}
+
+// Stop asks the process to end and kills it after ten seconds.
+func (p *Process) Stop() error {
+	if err := p.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(10 * time.Second):
+		return p.Kill()
+	}
+}
+
+// WaitHTTP waits until a GET of url answers 200 and its body satisfies ok, which may be nil.
+func (p *Process) WaitHTTP(ctx context.Context, url string, ok func(body string) bool) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	last := errors.New("not asked yet")
+	for {
+		select {
+		case <-p.done:
+			return fmt.Errorf("%s ended before it answered: %w", p.cmd.Path, p.err)
+		case <-ctx.Done():
+			return fmt.Errorf("%s did not answer at %s: %w", p.cmd.Path, url, last)
+		case <-tick.C:
+		}
+		body, err := get(ctx, url)
+		switch {
+		case err != nil:
+			last = err
+		case ok != nil && !ok(body):
+			last = fmt.Errorf("it answered %q", body)
+		default:
+			return nil
+		}
+	}
+}
+
+func get(ctx context.Context, url string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close() //nolint:errcheck // nothing was written
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("status %s", resp.Status)
+	}
+	return string(body), nil
+}
+
+// FreePorts returns n loopback ports that are free now.
+func FreePorts(n int) ([]int, error) {
+	ports := make([]int, n)
+	for i := range ports {
+		ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // only to learn a free port
+		if err != nil {
+			return nil, fmt.Errorf("finding a free port: %w", err)
+		}
+		// All are held until all are known, so that no two are the same.
+		defer ln.Close() //nolint:errcheck // the port is what was wanted
+		addr, ok := ln.Addr().(*net.TCPAddr)
+		if !ok {
+			return nil, fmt.Errorf("unexpected address %s", ln.Addr())
+		}
+		ports[i] = addr.Port
+	}
+	return ports, nil
+}

@@ -1,0 +1,138 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+)
+
+// Live is a configuration that is read again on SIGHUP and when the file changes. An invalid new file is refused and the
+// old one stays in force. Settings of nats, store and listen addresses are used at start only.
+type Live struct {
+	path    string
+	log     *slog.Logger
+	current atomic.Pointer[config.Config]
+
+	mu        sync.Mutex
+	listeners []chan struct{}
+
+	ok   prometheus.Gauge
+	when prometheus.Gauge
+	// OnReload is told the result of each reload, to emit an event. Set it before Run. It may be nil.
+	OnReload func(context.Context, error)
+}
+
+// LoadLive reads the file for the first time; an error there is a UsageError.
+func LoadLive(path string, log *slog.Logger, reg prometheus.Registerer) (*Live, error) {
+	cfg, err := config.Load(path)
+	if err != nil {
+		return nil, &UsageError{err}
+	}
+	f := promauto.With(reg)
+	l := &Live{
+		path: path, log: log,
+		ok: f.NewGauge(prometheus.GaugeOpts{
+			Name: "lifeboat_config_last_reload_successful",
+			Help: "Whether the configuration file as it stands now is in force: 0 means that it was refused.",
+		}),
+		when: f.NewGauge(prometheus.GaugeOpts{
+			Name: "lifeboat_config_last_reload_success_timestamp_seconds",
+			Help: "When the configuration in force was read.",
+		}),
+	}
+	l.current.Store(cfg)
+	l.ok.Set(1)
+	l.when.SetToCurrentTime()
+	return l, nil
+}
+
+// Current is the configuration in force.
+func (l *Live) Current() *config.Config { return l.current.Load() }
+
+// Changed returns a channel that gets a value after the configuration changed; several changes may be one value.
+func (l *Live) Changed() <-chan struct{} {
+	c := make(chan struct{}, 1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.listeners = append(l.listeners, c)
+	return c
+}
+
+// Run watches until the context ends.
+func (l *Live) Run(ctx context.Context) error {
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watching the configuration: %w", err)
+	}
+	// The folder, not the file: editors and template renderers replace the file by a rename.
+	if err := watcher.Add(filepath.Dir(l.path)); err != nil {
+		return fmt.Errorf("watching the folder of %s: %w", l.path, err)
+	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	last, err := os.ReadFile(l.path)
+	if err != nil {
+		l.log.WarnContext(ctx, "the configuration file cannot be read any more", slog.Any("err", err))
+	}
+	// Writers often make several events of one change; the file is read when they have paused.
+	settle := time.NewTimer(time.Hour)
+	settle.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return watcher.Close()
+		case <-hup:
+			settle.Reset(0)
+			last = nil
+		case err := <-watcher.Errors:
+			l.log.WarnContext(ctx, "watching the configuration", slog.Any("err", err))
+		case <-watcher.Events:
+			settle.Reset(100 * time.Millisecond)
+		case <-settle.C:
+			now, err := os.ReadFile(l.path)
+			if err == nil && last != nil && string(now) == string(last) {
+				continue
+			}
+			last = now
+			l.reload(ctx)
+		}
+	}
+}
+
+func (l *Live) reload(ctx context.Context) {
+	cfg, err := config.Load(l.path)
+	if err != nil {
+		l.ok.Set(0)
+		l.log.ErrorContext(ctx, "the new configuration is refused; the old one stays in force", slog.Any("err", err))
+	} else {
+		l.current.Store(cfg)
+		l.ok.Set(1)
+		l.when.SetToCurrentTime()
+		l.log.InfoContext(ctx, "the new configuration is in force", slog.String("file", l.path))
+		l.mu.Lock()
+		for _, c := range l.listeners {
+			select {
+			case c <- struct{}{}:
+			default:
+			}
+		}
+		l.mu.Unlock()
+	}
+	if l.OnReload != nil {
+		l.OnReload(ctx, err)
+	}
+}

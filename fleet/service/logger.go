@@ -1,0 +1,46 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/lmittmann/tint"
+	"github.com/mattn/go-isatty"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// NewLogger writes JSON lines, or short text in colour when out is a terminal. level is debug, info, warn or error.
+func NewLogger(out io.Writer, level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("log level %q is not debug, info, warn or error", level)
+	}
+	var h slog.Handler
+	if f, ok := out.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
+		h = tint.NewHandler(out, &tint.Options{Level: l, TimeFormat: "15:04:05.000", NoColor: os.Getenv("NO_COLOR") != ""})
+	} else {
+		h = slog.NewJSONHandler(out, &slog.HandlerOptions{Level: l})
+	}
+	return slog.New(traceHandler{h}), nil
+}
+
+// traceHandler adds trace_id to every record that is logged under a trace.
+type traceHandler struct{ slog.Handler }
+
+func (h traceHandler) Handle(ctx context.Context, r slog.Record) error {
+	if sc := trace.SpanContextFromContext(ctx); sc.HasTraceID() {
+		r.AddAttrs(slog.String("trace_id", sc.TraceID().String()))
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h traceHandler) WithAttrs(as []slog.Attr) slog.Handler {
+	return traceHandler{h.Handler.WithAttrs(as)}
+}
+
+func (h traceHandler) WithGroup(name string) slog.Handler {
+	return traceHandler{h.Handler.WithGroup(name)}
+}

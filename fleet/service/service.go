@@ -1,0 +1,184 @@
+// Package service is what every Lifeboat process has around its work: logging, signals, a group of actors that start and
+// stop together, health, metrics, tracing and the live configuration.
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+)
+
+// Exit codes of every command (design, section 7).
+const (
+	ExitDone   = 0
+	ExitFailed = 1
+	ExitUsage  = 2
+)
+
+// UsageError marks an error as the user's to mend: wrong usage or configuration. It exits with 2.
+type UsageError struct{ Err error }
+
+func (e *UsageError) Error() string { return e.Err.Error() }
+func (e *UsageError) Unwrap() error { return e.Err }
+
+// ExitCode is the process's exit code for what its command returned.
+func ExitCode(err error) int {
+	var usage *UsageError
+	switch {
+	case err == nil:
+		return ExitDone
+	case errors.As(err, &usage):
+		return ExitUsage
+	}
+	return ExitFailed
+}
+
+// Check is one thing that must work before the service is ready.
+type Check struct {
+	Name  string
+	Probe func(context.Context) error
+}
+
+// Actor is a part of a service. It runs until its context ends; an error stops the whole service.
+type Actor struct {
+	Name string
+	Run  func(context.Context) error
+}
+
+// Options of a service.
+type Options struct {
+	Name   string
+	Logger *slog.Logger
+	// Listen is the address of /healthz, /readyz and /metrics.
+	Listen   string
+	Registry *prometheus.Registry
+	Checks   []Check
+	Actors   []Actor
+	// Started is told the address that Listen became. It may be nil.
+	Started func(addr string)
+}
+
+// SignalContext ends at the first SIGINT or SIGTERM. A second one ends the process at once, as Go does by default.
+func SignalContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+// NewRegistry has the collectors of the Go runtime and the process. In one process with several services each has its
+// own registry.
+func NewRegistry() *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return reg
+}
+
+// Instance is "name@host", to sign events with.
+func Instance(name string) string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown-host"
+	}
+	return name + "@" + host
+}
+
+// Run serves health and metrics and runs the actors until the context ends or one of them fails.
+func Run(ctx context.Context, o Options) error {
+	shutdownTracing, err := startTracing(ctx, o.Name)
+	if err != nil {
+		return err
+	}
+	defer shutdownTracing()
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", o.Listen)
+	if err != nil {
+		return fmt.Errorf("listening for health and metrics: %w", err)
+	}
+	srv := &http.Server{Handler: healthHandler(o), ReadHeaderTimeout: 5 * time.Second}
+	o.Logger.InfoContext(ctx, "started", slog.String("service", o.Name), slog.String("http_addr", ln.Addr().String()))
+	if o.Started != nil {
+		o.Started(ln.Addr().String())
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return Serve(ctx, srv, ln) })
+	for _, a := range o.Actors {
+		g.Go(func() error {
+			if err := a.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+				return fmt.Errorf("%s: %w", a.Name, err)
+			}
+			return nil
+		})
+	}
+	err = g.Wait()
+	o.Logger.Info("stopped", slog.String("service", o.Name)) //nolint:sloglint // the context has ended
+	return err
+}
+
+// Serve runs an HTTP server until the context ends and then lets open requests finish for five seconds.
+func Serve(ctx context.Context, srv *http.Server, ln net.Listener) error {
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ln) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("serving on %s: %w", ln.Addr(), err)
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := srv.Shutdown(grace); err != nil {
+		return errors.Join(fmt.Errorf("stopping the server on %s: %w", ln.Addr(), err), srv.Close())
+	}
+	return nil
+}
+
+func healthHandler(o Options) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, "alive\n") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+		defer cancel()
+		if err := Probe(ctx, o.Checks); err != nil {
+			reply(w, http.StatusServiceUnavailable, "not ready\n"+err.Error()+"\n")
+			return
+		}
+		reply(w, http.StatusOK, "ready\n")
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(o.Registry, promhttp.HandlerOpts{Registry: o.Registry}))
+	return mux
+}
+
+// Probe runs every check and joins what failed, each with the check's name.
+func Probe(ctx context.Context, checks []Check) error {
+	errs := make([]error, len(checks))
+	var g errgroup.Group
+	for i, c := range checks {
+		g.Go(func() error {
+			if err := c.Probe(ctx); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", c.Name, err)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // the functions return nil; the errors are in errs
+	return errors.Join(errs...)
+}
+
+func reply(w http.ResponseWriter, code int, body string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(code)
+	//nolint:errcheck // the client has gone; there is nobody to tell
+	_, _ = strings.NewReader(body).WriteTo(w)
+}
