@@ -29,6 +29,7 @@ type Bus struct {
 	log      *slog.Logger
 	actor    string
 	replicas int
+	url      string
 	metrics  *metrics
 }
 
@@ -92,7 +93,7 @@ func Connect(o Options) (*Bus, error) {
 		return nil, fmt.Errorf("opening JetStream: %w", err)
 	}
 	return &Bus{
-		nc: nc, js: js, log: o.Logger, actor: o.Actor, replicas: max(o.Config.Replicas, 1),
+		nc: nc, js: js, log: o.Logger, actor: o.Actor, replicas: max(o.Config.Replicas, 1), url: o.Config.URL,
 		metrics: newMetrics(o.Registerer),
 	}, nil
 }
@@ -104,9 +105,9 @@ func (b *Bus) Actor() string { return b.actor }
 func (b *Bus) Ready(ctx context.Context) error {
 	if !b.nc.IsConnected() {
 		if err := b.nc.LastError(); err != nil {
-			return fmt.Errorf("NATS at %s is not connected: %w", b.nc.Opts.Url, err)
+			return fmt.Errorf("NATS at %s is not connected: %w", b.url, err)
 		}
-		return fmt.Errorf("NATS at %s is not connected", b.nc.Opts.Url)
+		return fmt.Errorf("NATS at %s is not connected", b.url)
 	}
 	for _, name := range []string{StreamJobs, StreamEvents, StreamAlerts, StreamDead} {
 		if _, err := b.js.Stream(ctx, name); err != nil {

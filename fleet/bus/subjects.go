@@ -25,7 +25,9 @@ const (
 )
 
 // JobSubject is where a job for a target is published.
-func JobSubject(w config.Work, target string) string { return fmt.Sprintf("lifeboat.job.%s.%s", w, target) }
+func JobSubject(w config.Work, target string) string {
+	return fmt.Sprintf("lifeboat.job.%s.%s", w, target)
+}
 
 // AllJobs matches the jobs of one kind of work, for every target.
 func AllJobs(w config.Work) string { return JobSubject(w, "*") }
@@ -61,4 +63,6 @@ func EventSubject(noun, verb, target string) string {
 func DeliverySubject(receiver string) string { return "lifeboat.alert.delivery." + receiver }
 
 // deadSubject is where the dead letter of a subject goes.
-func deadSubject(subject string) string { return "lifeboat.dead." + strings.TrimPrefix(subject, prefix) }
+func deadSubject(subject string) string {
+	return "lifeboat.dead." + strings.TrimPrefix(subject, prefix)
+}

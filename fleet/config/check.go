@@ -39,7 +39,7 @@ func (cfg *Config) check() []problem {
 	c.tls("nats.tls", cfg.NATS.TLS)
 	c.store(cfg.Store)
 	for i, r := range cfg.Encryption.Recipients {
-		if _, err := age.ParseX25519Recipient(r); err != nil {
+		if _, err := age.ParseRecipients(strings.NewReader(r)); err != nil {
 			c.add(fmt.Sprintf("encryption.recipients[%d]", i), "not an age recipient (age1...): %v", err)
 		}
 	}

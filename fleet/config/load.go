@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -62,6 +63,9 @@ func Parse(path string, src []byte) (*Config, error) {
 	cfg := &Config{}
 	if len(file.Docs) == 1 && file.Docs[0].Body != nil {
 		doc.body = file.Docs[0].Body
+		if err := doc.checkDurations(durationKeys(reflect.TypeFor[Config](), map[string]bool{})); err != nil {
+			return nil, err
+		}
 		dec := yaml.NewDecoder(strings.NewReader(string(src)), yaml.Strict())
 		if err := dec.DecodeFromNode(doc.body, cfg); err != nil {
 			return nil, doc.decodeError(err)
@@ -118,6 +122,49 @@ func (d *document) keyAt(line, column int) string {
 		}
 	}), d.body)
 	return found
+}
+
+// checkDurations finds values that are no durations before the decoder does, which would not say where they stand.
+func (d *document) checkDurations(keys map[string]bool) error {
+	var found error
+	ast.Walk(visitor(func(n ast.Node) {
+		entry, ok := n.(*ast.MappingValueNode)
+		if !ok || found != nil || !keys[entry.Key.String()] {
+			return
+		}
+		value, ok := entry.Value.(ast.ScalarNode)
+		if !ok {
+			return // the decoder says what a mapping or list is doing here
+		}
+		if _, err := time.ParseDuration(fmt.Sprint(value.GetValue())); err != nil {
+			pos := value.GetToken().Position
+			found = &Error{
+				File: d.path, Line: pos.Line, Column: pos.Column, Key: strings.TrimPrefix(value.GetPath(), "$."),
+				Message: fmt.Sprintf("%q is not a duration such as 90s, 15m or 12h", value.GetToken().Value), Source: d.line(pos.Line),
+			}
+		}
+	}), d.body)
+	return found
+}
+
+// durationKeys are the names of all keys that hold a duration.
+func durationKeys(t reflect.Type, keys map[string]bool) map[string]bool {
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice:
+		durationKeys(t.Elem(), keys)
+	case reflect.Struct:
+		for i := range t.NumField() {
+			f := t.Field(i)
+			if f.Type == reflect.TypeFor[time.Duration]() {
+				keys[f.Tag.Get("yaml")] = true
+				continue
+			}
+			if f.Type != reflect.TypeFor[[]Route]() { // routes nest in themselves, and hold none
+				durationKeys(f.Type, keys)
+			}
+		}
+	}
+	return keys
 }
 
 type visitor func(ast.Node)

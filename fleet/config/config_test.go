@@ -1,0 +1,149 @@
+package config_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+)
+
+const good = `nats: {url: "nats://127.0.0.1:4222", replicas: 3}
+store:
+  bucket: backups
+  endpoint: https://s3.example.com
+  access_key_id_file: secrets/key-id
+  secret_access_key_file: /run/secrets/key
+targets:
+  - name: etcd-prod
+    etcd: {endpoints: ["https://127.0.0.1:2379"]}
+    schedule: "0 */6 * * *"
+    time_zone: Asia/Shanghai
+    rpo: 12h
+    drill: {schedule: "0 4 * * 0"}
+  - name: consul-kv
+    consul: {address: "http://127.0.0.1:8500"}
+alertmanager: {urls: ["http://127.0.0.1:9093"]}
+notifier:
+  receivers:
+    - name: ops-slack
+      slack: {webhook_url_file: slack-url}
+    - name: ops-dingtalk
+      dingtalk: {webhook_url_file: dingtalk-url, secret_file: dingtalk-secret}
+  route:
+    receiver: ops-slack
+    routes:
+      - receiver: ops-dingtalk
+        matchers: ['severity="critical"', 'team=~"平台|platform"']
+        continue: true
+`
+
+func TestAGoodFile(t *testing.T) {
+	cfg, err := config.Parse("/etc/lifeboat/lifeboat.yaml", []byte(good))
+	require.NoError(t, err)
+	target, ok := cfg.Target("etcd-prod")
+	require.True(t, ok)
+	assert.Equal(t, 12*time.Hour, target.RPO)
+	assert.Equal(t, time.Hour, target.Timeout, "a default")
+	assert.Equal(t, "etcd", target.Kind())
+	assert.Equal(t, "0 4 * * 0", target.ScheduleOf(config.WorkDrill))
+	assert.Equal(t, config.SecretFile("/etc/lifeboat/secrets/key-id"), cfg.Store.AccessKeyIDFile, "relative to the file")
+	assert.Equal(t, config.SecretFile("/run/secrets/key"), cfg.Store.SecretAccessKeyFile)
+	assert.Equal(t, config.SecretFile("/etc/lifeboat/slack-url"), cfg.Notifier.Receivers[0].Slack.WebhookURLFile)
+}
+
+func TestBadInputNamesFileLineAndKey(t *testing.T) {
+	cases := map[string]struct {
+		old, new string
+		want     []string
+	}{
+		"unknown key":        {"    rpo: 12h", "    rpoo: 12h", []string{"lifeboat.yaml:12:5: ", "rpoo", "  12 |     rpoo: 12h"}},
+		"wrong type":         {"replicas: 3", "replicas: three", []string{"lifeboat.yaml:1:", "nats.replicas", "three"}},
+		"bad duration":       {"rpo: 12h", "rpo: soon", []string{"lifeboat.yaml:12:", "targets[0].rpo", "soon"}},
+		"bad cron":           {"0 */6 * * *", "0 */6 * *", []string{"lifeboat.yaml:10:", "targets[0].schedule", "0 */6 * *"}},
+		"a date that is not": {"0 */6 * * *", "0 0 30 2 *", []string{"lifeboat.yaml:10:", "targets[0].schedule", "never fires"}},
+		"zone in cron":       {"0 */6 * * *", "TZ=UTC", []string{"lifeboat.yaml:10:", "targets[0].schedule", "time_zone"}},
+		"unknown zone":       {"Asia/Shanghai", "Asia/Shangai", []string{"lifeboat.yaml:11:", "targets[0].time_zone", "Asia/Shangai"}},
+		"bad drill cron":     {"0 4 * * 0", "sundays", []string{"lifeboat.yaml:13:", "targets[0].drill.schedule", "sundays"}},
+		"duplicate target":   {"name: consul-kv", "name: etcd-prod", []string{"lifeboat.yaml:14:", "targets[1].name", "already the name of targets[0]"}},
+		"bad name":           {"name: consul-kv", "name: Consul.KV", []string{"lifeboat.yaml:14:", "targets[1].name"}},
+		"no source":          {"    consul: {address: \"http://127.0.0.1:8500\"}\n", "", []string{"targets[1]", "exactly one of etcd, consul and nomad"}},
+		"unknown receiver":   {"receiver: ops-dingtalk", "receiver: ops-dingding", []string{"lifeboat.yaml:26:", "notifier.route.routes[0].receiver", `no receiver is named "ops-dingding"`}},
+		"bad matcher":        {`severity="critical"`, `severity=="critical`, []string{"lifeboat.yaml:27:", "notifier.route.routes[0].matchers[0]"}},
+		"bad endpoint":       {"https://s3.example.com", "s3.example.com", []string{"lifeboat.yaml:4:", "store.endpoint"}},
+		"password in URL":    {"http://127.0.0.1:8500", "http://u:geheim@127.0.0.1:8500", []string{"lifeboat.yaml:15:", "targets[1].consul.address", "secrets go into files"}},
+		"a secret as value":  {"slack: {webhook_url_file: slack-url}", "slack: {webhook_url: slack-url}", []string{"lifeboat.yaml:20:", "webhook_url"}},
+		"not YAML":           {"store:\n", "store: [\n", []string{"lifeboat.yaml:"}},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			require.Contains(t, good, c.old)
+			_, err := config.Parse("lifeboat.yaml", []byte(strings.Replace(good, c.old, c.new, 1)))
+			require.Error(t, err)
+			for _, want := range c.want {
+				assert.ErrorContains(t, err, want)
+			}
+			var place *config.Error
+			require.ErrorAs(t, err, &place)
+			assert.Positive(t, place.Line)
+		})
+	}
+}
+
+func TestEverythingWrongIsSaidAtOnce(t *testing.T) {
+	bad := strings.NewReplacer("0 */6 * * *", "whenever", "receiver: ops-dingtalk", "receiver: nobody").Replace(good)
+	_, err := config.Parse("lifeboat.yaml", []byte(bad))
+	require.ErrorContains(t, err, "whenever")
+	require.ErrorContains(t, err, "nobody")
+}
+
+func TestASecretIsReadWhenUsed(t *testing.T) {
+	f := config.SecretFile(filepath.Join(t.TempDir(), "token"))
+	_, err := f.Read()
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.NoError(t, os.WriteFile(string(f), []byte("first\n"), 0o600))
+	got, err := f.Read()
+	require.NoError(t, err)
+	assert.Equal(t, "first", got)
+	require.NoError(t, os.WriteFile(string(f), []byte("second\n"), 0o600))
+	got, err = f.Read()
+	require.NoError(t, err)
+	assert.Equal(t, "second", got, "rotated")
+	require.NoError(t, os.WriteFile(string(f), []byte("\n"), 0o600))
+	_, err = f.Read()
+	require.ErrorContains(t, err, "is empty")
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(good)
+	f.Add("targets: [{name: a, etcd: {endpoints: [x]}, schedule: '@every 1s'}]")
+	f.Add("{")
+	f.Fuzz(func(t *testing.T, src string) {
+		cfg, err := config.Parse("lifeboat.yaml", []byte(src))
+		if err == nil {
+			require.NotNil(t, cfg)
+			return
+		}
+		var place *config.Error
+		require.True(t, errors.As(err, &place), "an error without a place: %v", err)
+	})
+}
+
+func FuzzParseSchedule(f *testing.F) {
+	for _, s := range []string{"0 */6 * * *", "@every 1h", "TZ=UTC", "0 0 30 2 *", "@daily", "* * * *"} {
+		f.Add(s, "Asia/Shanghai")
+	}
+	f.Fuzz(func(t *testing.T, line, zone string) {
+		s, err := config.ParseSchedule(line, zone)
+		if err == nil {
+			now := time.Now()
+			require.True(t, s.Next(now).After(now))
+		}
+	})
+}

@@ -1,0 +1,45 @@
+package service
+
+import (
+	"context"
+	"io"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+)
+
+// Flags are those that every service's command has.
+type Flags struct {
+	Config   string
+	HTTPAddr string
+	LogLevel string
+}
+
+// Add declares the flags on a command. addr is the default address of health and metrics.
+func (f *Flags) Add(cmd *cobra.Command, addr string) {
+	cmd.Flags().StringVarP(&f.Config, "config", "c", "lifeboat.yaml", "configuration `file`")
+	cmd.Flags().StringVar(&f.HTTPAddr, "http-addr", addr, "`address` of /healthz, /readyz and /metrics")
+	cmd.Flags().StringVar(&f.LogLevel, "log-level", "info", "debug, info, warn or error")
+}
+
+// Logger makes the logger that the flags ask for.
+func (f *Flags) Logger(out io.Writer) (*slog.Logger, error) {
+	log, err := NewLogger(out, f.LogLevel)
+	if err != nil {
+		return nil, &UsageError{err}
+	}
+	return log, nil
+}
+
+// Main runs a command until it ends or a signal comes, prints its error and returns the exit code.
+func Main(cmd *cobra.Command) int {
+	ctx, stop := SignalContext(context.Background())
+	defer stop()
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &UsageError{err} })
+	err := cmd.ExecuteContext(ctx)
+	if err != nil {
+		cmd.PrintErrln("Error:", err)
+	}
+	return ExitCode(err)
+}

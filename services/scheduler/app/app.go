@@ -1,0 +1,65 @@
+// Package app wires the scheduler together. It can be embedded: Run serves until its context ends.
+package app
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/service"
+	"github.com/lifeboat-fleet/lifeboat/services/scheduler/internal/emit"
+	"github.com/lifeboat-fleet/lifeboat/services/scheduler/internal/rpo"
+)
+
+// Options of the service.
+type Options struct {
+	ConfigPath string
+	// HTTPAddr serves health and metrics.
+	HTTPAddr string
+	Logger   *slog.Logger
+	// Started is told the address of health and metrics. It may be nil.
+	Started func(addr string)
+}
+
+// Command is `lifeboat-scheduler`.
+func Command() *cobra.Command {
+	var flags service.Flags
+	cmd := &cobra.Command{
+		Use:   "lifeboat-scheduler",
+		Short: "Turn schedules into jobs",
+		Long: "lifeboat-scheduler emits a job for every tick of every target's schedules, and watches how old the newest good\n" +
+			"snapshot is. Run as many replicas as you like: there is no leader, and each tick is emitted once.",
+		Example: "  lifeboat-scheduler --config lifeboat.yaml\n" +
+			"  lifeboat-scheduler --config lifeboat.yaml --http-addr 127.0.0.1:9096",
+		Args:    cobra.NoArgs,
+		Version: service.Version(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := flags.Logger(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			return Run(cmd.Context(), Options{ConfigPath: flags.Config, HTTPAddr: flags.HTTPAddr, Logger: log})
+		},
+	}
+	flags.Add(cmd, "127.0.0.1:9096")
+	return cmd
+}
+
+// Run serves until the context ends.
+func Run(ctx context.Context, o Options) error {
+	base, err := service.NewBase("lifeboat-scheduler", o.ConfigPath, o.Logger)
+	if err != nil {
+		return err
+	}
+	emitter := emit.New(emit.Options{
+		Bus: base.Bus, Config: base.Config, Changed: base.Live.Changed(), Logger: base.Logger,
+		Registerer: base.Registry, Now: time.Now,
+	})
+	watch := rpo.New(rpo.Options{
+		Bus: base.Bus, Config: base.Config, Logger: base.Logger, Registerer: base.Registry, Now: time.Now,
+	})
+	return base.Run(ctx, o.HTTPAddr, o.Started, nil,
+		service.Actor{Name: "ticks", Run: emitter.Run}, service.Actor{Name: "rpo", Run: watch.Run})
+}
