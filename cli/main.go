@@ -1,0 +1,70 @@
+// Command lifeboat holds the three services, the operator's commands, and a fleet to try it all on.
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lifeboat-fleet/lifeboat/cli/internal/demo"
+	"github.com/lifeboat-fleet/lifeboat/cli/internal/up"
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/service"
+	backup "github.com/lifeboat-fleet/lifeboat/services/backup/app"
+	notifier "github.com/lifeboat-fleet/lifeboat/services/notifier/app"
+	scheduler "github.com/lifeboat-fleet/lifeboat/services/scheduler/app"
+)
+
+func main() { os.Exit(service.Main(root())) }
+
+func root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "lifeboat",
+		Short: "Back up a control plane, prove by drills that it restores, and tell people with the runbook in the message",
+		Example: "  lifeboat up                                 # everything, on embedded servers, with sample data\n" +
+			"  lifeboat check-config -c lifeboat.yaml\n" +
+			"  lifeboat status -c lifeboat.yaml",
+		Version: service.Version(),
+	}
+	cmd.AddGroup(
+		&cobra.Group{ID: "operate", Title: "For operators:"},
+		&cobra.Group{ID: "run", Title: "Services:"},
+		&cobra.Group{ID: "try", Title: "To try it:"},
+	)
+	add(cmd, "operate", backup.StatusCommand(), backup.SnapshotCommand(), backup.DrillCommand(), checkConfig())
+	add(cmd, "run", named("scheduler", scheduler.Command()), named("backup", backup.Command()), named("notifier", notifier.Command()))
+	add(cmd, "try", up.Command(), demo.Command())
+	return cmd
+}
+
+func add(parent *cobra.Command, group string, commands ...*cobra.Command) {
+	for _, c := range commands {
+		c.GroupID = group
+		parent.AddCommand(c)
+	}
+}
+
+// named mounts a service's command under a shorter name.
+func named(name string, c *cobra.Command) *cobra.Command {
+	c.Use = name
+	return c
+}
+
+func checkConfig() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use: "check-config", Short: "Check a configuration file; exit code 2 says that it would be refused",
+		Example: "  lifeboat check-config -c /etc/lifeboat/lifeboat.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(path)
+			if err != nil {
+				return &service.UsageError{Err: err}
+			}
+			cmd.Printf("%s is good: %d targets, %d receivers\n", path, len(cfg.Targets), len(cfg.Notifier.Receivers))
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&path, "config", "c", "lifeboat.yaml", "configuration `file`")
+	return cmd
+}

@@ -1,0 +1,100 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Follower watches subjects of a stream without taking part in its work.
+type Follower struct {
+	Stream string
+	// Filters are the subjects to watch. They must not overlap.
+	Filters []string
+	// Message is called for the last message of every subject and then for each new one, in the stream's order. After
+	// an interruption the last messages may come again.
+	Message func(context.Context, *Message)
+	// CaughtUp is called once when all that was there at the start has been seen, also when that was nothing.
+	CaughtUp func()
+}
+
+// Follow calls f until the context ends, and returns nil then. While NATS is away it waits.
+func (b *Bus) Follow(ctx context.Context, f Follower) error {
+	retry := Exponential(200*time.Millisecond, 10*time.Second)
+	caughtUp := false
+	once := func() {
+		if !caughtUp {
+			caughtUp = true
+			f.CaughtUp()
+		}
+	}
+	for attempt := int64(1); ctx.Err() == nil; attempt++ {
+		err := b.follow(ctx, f, once)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // a stop is how this ends; the error is only its echo
+		}
+		b.log.WarnContext(ctx, "following interrupted, trying again", slog.String("stream", f.Stream), slog.Any("err", err))
+		if !wait(ctx, retry(attempt)) {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (b *Bus) follow(ctx context.Context, f Follower, caughtUp func()) error {
+	setup, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	cons, err := b.js.OrderedConsumer(setup, f.Stream, jetstream.OrderedConsumerConfig{
+		FilterSubjects: f.Filters, DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy,
+	})
+	if err != nil {
+		return fmt.Errorf("creating an ordered consumer: %w", err)
+	}
+	if cons.CachedInfo().NumPending == 0 {
+		caughtUp()
+	}
+	it, err := cons.Messages()
+	if err != nil {
+		return fmt.Errorf("subscribing: %w", err)
+	}
+	defer it.Stop()
+	for {
+		jm, err := it.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return fmt.Errorf("waiting for a message: %w", err)
+		}
+		meta, err := jm.Metadata()
+		if err != nil {
+			return fmt.Errorf("reading a message's metadata: %w", err)
+		}
+		f.Message(ctx, &Message{
+			Subject: jm.Subject(), Data: jm.Data(), Header: jm.Headers(), Seq: meta.Sequence.Stream,
+			Stored: meta.Timestamp, Attempt: 1,
+		})
+		if meta.NumPending == 0 {
+			caughtUp()
+		}
+	}
+}
+
+// Subjects counts the messages of a stream for each subject that matches the filter.
+func (b *Bus) Subjects(ctx context.Context, stream, filter string) (map[string]uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	s, err := b.js.Stream(ctx, stream)
+	if err != nil {
+		return nil, fmt.Errorf("looking up stream %s: %w", stream, err)
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
+	if err != nil {
+		return nil, fmt.Errorf("listing the subjects of stream %s: %w", stream, err)
+	}
+	if info == nil {
+		return nil, errors.New("the server sent no stream information")
+	}
+	return info.State.Subjects, nil
+}

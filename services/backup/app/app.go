@@ -1,0 +1,174 @@
+// Package app wires the backup service together and offers the commands that need only the bucket. It can be embedded:
+// Run serves until its context ends.
+package app
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/service"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store/s3"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/worker"
+)
+
+// Options of the service.
+type Options struct {
+	ConfigPath string
+	// HTTPAddr serves health and metrics.
+	HTTPAddr string
+	// Roles are the kinds of work to take: snapshot, verify, drill. Empty means all.
+	Roles []string
+	// Concurrency is how many jobs of each role this process runs at once; 2 when zero.
+	Concurrency int
+	// ScratchDir is where drills restore; a folder under the system's temporary one when empty.
+	ScratchDir string
+	// AckWait is how long after a worker's death its job goes to another one; 30 s when zero.
+	AckWait time.Duration
+	Logger  *slog.Logger
+	// Started is told the address of health and metrics. It may be nil.
+	Started func(addr string)
+}
+
+// Attempts of a job before it becomes a dead letter: about half a minute of waiting in all, besides the attempts.
+const maxAttempts = 5
+
+// Command is `lifeboat-backup`.
+func Command() *cobra.Command {
+	var flags service.Flags
+	var o Options
+	cmd := &cobra.Command{
+		Use:   "lifeboat-backup",
+		Short: "Take snapshots, verify them and drill their restore",
+		Long: "lifeboat-backup works off jobs from NATS: it reads etcd, Consul KV and Nomad, streams them into S3, reads them\n" +
+			"back, and rehearses their restore. Run as many as you like; each job goes to one of them.",
+		Example: "  lifeboat-backup --config lifeboat.yaml\n" +
+			"  lifeboat-backup --config lifeboat.yaml --roles snapshot\n" +
+			"  lifeboat-backup --config lifeboat.yaml --roles verify,drill --scratch-dir /var/tmp/drills",
+		Args:    cobra.NoArgs,
+		Version: service.Version(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := flags.Logger(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			o.ConfigPath, o.HTTPAddr, o.Logger = flags.Config, flags.HTTPAddr, log
+			return Run(cmd.Context(), o)
+		},
+	}
+	flags.Add(cmd, "127.0.0.1:9098")
+	cmd.Flags().StringSliceVar(&o.Roles, "roles", nil, "kinds of work to take: snapshot, verify, drill (default all)")
+	cmd.Flags().IntVar(&o.Concurrency, "concurrency", 2, "jobs of each role at once")
+	cmd.Flags().StringVar(&o.ScratchDir, "scratch-dir", "", "`folder` that drills restore into (default: in the temporary folder)")
+	return cmd
+}
+
+// Run serves until the context ends.
+func Run(ctx context.Context, o Options) error {
+	roles, err := parseRoles(o.Roles)
+	if err != nil {
+		return &service.UsageError{Err: err}
+	}
+	base, err := service.NewBase("lifeboat-backup", o.ConfigPath, o.Logger)
+	if err != nil {
+		return err
+	}
+	objects, err := s3.New(ctx, base.Config().Store)
+	if err != nil {
+		return &service.UsageError{Err: err}
+	}
+	if o.ScratchDir == "" {
+		o.ScratchDir = filepath.Join(os.TempDir(), "lifeboat-scratch")
+	}
+	if err := os.MkdirAll(o.ScratchDir, 0o700); err != nil {
+		return &service.UsageError{Err: fmt.Errorf("making the scratch folder: %w", err)}
+	}
+	probe := &prober{probe: objects.Probe, prefix: base.Config().Store.Prefix}
+	w := worker.New(worker.Options{
+		Config: base.Config, NewSource: newSource, Objects: objects, Catalog: catalog.New(objects, base.Config().Store.Prefix),
+		Capabilities: probe.capabilities, Bus: base.Bus, Logger: base.Logger, Registerer: base.Registry,
+		ScratchDir: o.ScratchDir, Version: service.Version(), Clock: time.Now,
+	})
+	reach := newReachability(base)
+	actors := []service.Actor{{Name: "sources", Run: reach.run}, {Name: "store", Run: func(ctx context.Context) error {
+		base.Until(ctx, "store", objects.Ping)
+		return nil
+	}}}
+	for _, role := range roles {
+		actors = append(actors, service.Actor{Name: "consume " + string(role), Run: func(ctx context.Context) error {
+			return base.Bus.Consume(ctx, consumer(role, o, w))
+		}})
+	}
+	checks := []service.Check{{Name: "store", Probe: objects.Ping}, {Name: "sources", Probe: reach.check}}
+	return base.Run(ctx, o.HTTPAddr, o.Started, checks, actors...)
+}
+
+// consumer is how one role takes its jobs.
+func consumer(role config.Work, o Options, w *worker.Worker) bus.Consumer {
+	ackWait := o.AckWait
+	if ackWait == 0 {
+		ackWait = 30 * time.Second
+	}
+	concurrency := o.Concurrency
+	if concurrency == 0 {
+		concurrency = 2
+	}
+	return bus.Consumer{
+		Stream: bus.StreamJobs, Durable: "backup-" + string(role), Filter: bus.AllJobs(role), AckWait: ackWait,
+		Concurrency: concurrency, MaxAttempts: maxAttempts, Backoff: bus.Exponential(2*time.Second, time.Minute),
+		Handle: w.Handler(role), OnDead: w.OnDead,
+	}
+}
+
+func parseRoles(names []string) ([]config.Work, error) {
+	if len(names) == 0 {
+		return config.Works(), nil
+	}
+	var roles []config.Work
+	for _, n := range names {
+		role := config.Work(strings.TrimSpace(n))
+		if !slices.Contains(config.Works(), role) {
+			return nil, fmt.Errorf("--roles: %q is not one of %v", n, config.Works())
+		}
+		if !slices.Contains(roles, role) {
+			roles = append(roles, role)
+		}
+	}
+	return roles, nil
+}
+
+// prober asks the store once what it does.
+type prober struct {
+	probe  func(context.Context, string) (store.Capabilities, error)
+	prefix string
+
+	mu   sync.Mutex
+	done bool
+	caps store.Capabilities
+}
+
+func (p *prober) capabilities(ctx context.Context) (store.Capabilities, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.done {
+		return p.caps, nil
+	}
+	caps, err := p.probe(ctx, p.prefix)
+	if err != nil {
+		return caps, err
+	}
+	p.caps, p.done = caps, true
+	return caps, nil
+}

@@ -1,0 +1,97 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/service"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/consul"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/etcd"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/nomad"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/worker"
+)
+
+// pingable is a source that can say whether it answers.
+type pingable interface {
+	worker.Source
+	Ping(ctx context.Context) error
+}
+
+func openSource(t config.Target) (pingable, error) {
+	switch {
+	case t.Etcd != nil:
+		return etcd.New(*t.Etcd)
+	case t.Consul != nil:
+		return consul.New(*t.Consul)
+	case t.Nomad != nil:
+		return nomad.New(*t.Nomad)
+	}
+	return nil, fmt.Errorf("target %s has no source", t.Name)
+}
+
+func newSource(t config.Target) (worker.Source, error) { return openSource(t) }
+
+const pingTimeout = 5 * time.Second
+
+// reachability holds the service unready until every target has answered once. Later outages are a target's alert, not
+// a reason to take the worker out: the other targets still need it.
+type reachability struct {
+	base *service.Base
+
+	mu      sync.Mutex
+	waiting map[string]error
+}
+
+func newReachability(base *service.Base) *reachability {
+	r := &reachability{base: base, waiting: map[string]error{}}
+	for _, t := range base.Config().Targets {
+		r.waiting[t.Name] = errors.New("not asked yet")
+	}
+	return r
+}
+
+func (r *reachability) check(context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	for name, err := range r.waiting {
+		errs = append(errs, fmt.Errorf("target %s: %w", name, err))
+	}
+	return errors.Join(errs...)
+}
+
+func (r *reachability) run(ctx context.Context) error {
+	r.base.Until(ctx, "targets", func(ctx context.Context) error {
+		for _, t := range r.base.Config().Targets {
+			r.ping(ctx, t)
+		}
+		return r.check(ctx)
+	})
+	return nil
+}
+
+func (r *reachability) ping(ctx context.Context, t config.Target) {
+	r.mu.Lock()
+	_, waiting := r.waiting[t.Name]
+	r.mu.Unlock()
+	if !waiting {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	src, err := openSource(t)
+	if err == nil {
+		err = src.Ping(ctx)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		r.waiting[t.Name] = err
+		return
+	}
+	delete(r.waiting, t.Name)
+}

@@ -1,0 +1,163 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/mattn/go-isatty"
+	"github.com/spf13/cobra"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
+)
+
+// targetStatus is one line of `lifeboat status`.
+type targetStatus struct {
+	Target string `json:"target"`
+	Kind   string `json:"kind"`
+	// State is "ok", "rpo exceeded" or "no snapshot".
+	State        string     `json:"state"`
+	Snapshots    int        `json:"snapshots"`
+	Newest       string     `json:"newest_snapshot,omitempty"`
+	NewestAt     *time.Time `json:"newest_at,omitempty"`
+	RPO          string     `json:"rpo,omitempty"`
+	LastDrill    string     `json:"last_drill,omitempty"`
+	DrillPassed  *bool      `json:"last_drill_passed,omitempty"`
+	Proven       string     `json:"proven_snapshot,omitempty"`
+	ProvenAt     *time.Time `json:"proven_at,omitempty"`
+	NextSnapshot *time.Time `json:"next_snapshot,omitempty"`
+}
+
+const (
+	stateOK       = "ok"
+	stateNone     = "no snapshot"
+	stateExceeded = "rpo exceeded"
+	stateFailed   = "drill failed"
+)
+
+// errRed makes the exit code say what the table says.
+var errRed = errors.New("at least one target is not ok")
+
+// StatusCommand is `lifeboat status`.
+func StatusCommand() *cobra.Command {
+	var r reader
+	cmd := &cobra.Command{
+		Use:   "status [target...]",
+		Short: "One line per target: is its newest snapshot young enough, and proven",
+		Long: "status reads the bucket alone, so it works while the fleet is down. Exit code 1 says that a target is not ok:\n" +
+			"its newest snapshot is older than its rpo, there is none, or its newest drill failed.",
+		Example: "  lifeboat status\n  lifeboat status --output json etcd-prod",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return r.status(cmd.Context(), cmd.OutOrStdout(), args)
+		},
+	}
+	r.add(cmd)
+	return cmd
+}
+
+func (r *reader) status(ctx context.Context, out io.Writer, args []string) error {
+	_, cat, targets, err := r.open(ctx, args)
+	if err != nil {
+		return err
+	}
+	all := make([]targetStatus, 0, len(targets))
+	var red error
+	for _, t := range targets {
+		snapshots, err := cat.List(ctx, t.Name)
+		if err != nil {
+			return err
+		}
+		s := statusOf(t, snapshots, time.Now())
+		if s.State != stateOK {
+			red = errRed
+		}
+		all = append(all, s)
+	}
+	if r.output == "json" {
+		enc := json.NewEncoder(out)
+		enc.SetIndent("", "  ")
+		return errors.Join(enc.Encode(all), red)
+	}
+	t := newTable(out, "TARGET", "KIND", "STATE", "SNAPSHOTS", "NEWEST", "AGE", "RPO", "PROVEN", "NEXT")
+	for _, s := range all {
+		t.row(s.Target, s.Kind, paint(out, s.State), fmt.Sprint(s.Snapshots), orDash(s.Newest), ageOf(s.NewestAt), orDash(s.RPO),
+			ageOf(s.ProvenAt), untilOf(s.NextSnapshot))
+	}
+	return errors.Join(t.flush("no targets are configured"), red)
+}
+
+// statusOf judges one target at a moment.
+func statusOf(t config.Target, snapshots []catalog.Snapshot, now time.Time) targetStatus {
+	s := targetStatus{Target: t.Name, Kind: t.Kind(), State: stateNone, Snapshots: len(snapshots)}
+	if t.RPO > 0 {
+		s.RPO = t.RPO.String()
+	}
+	if t.Schedule != "" {
+		if schedule, err := config.ParseSchedule(t.Schedule, t.TimeZone); err == nil {
+			next := schedule.Next(now)
+			s.NextSnapshot = &next
+		}
+	}
+	var lastDrill time.Time
+	for _, snap := range snapshots {
+		at := snap.GetStartedAt().AsTime()
+		s.Newest, s.NewestAt = snap.GetId(), &at
+		if p := snap.Proven(); p != nil {
+			s.Proven, s.ProvenAt = snap.GetId(), &at
+		}
+		for _, d := range snap.Drills {
+			if end := d.GetFinishedAt().AsTime(); end.After(lastDrill) {
+				passed := d.GetPassed()
+				lastDrill, s.LastDrill, s.DrillPassed = end, d.GetId(), &passed
+			}
+		}
+	}
+	switch {
+	case s.NewestAt == nil:
+	case t.RPO > 0 && now.Sub(*s.NewestAt) > t.RPO:
+		s.State = stateExceeded
+	case s.DrillPassed != nil && !*s.DrillPassed:
+		s.State = stateFailed
+	default:
+		s.State = stateOK
+	}
+	return s
+}
+
+// paint colours a state on a terminal: red is what a person must see first.
+func paint(out io.Writer, state string) string {
+	f, ok := out.(*os.File)
+	if !ok || !isatty.IsTerminal(f.Fd()) || os.Getenv("NO_COLOR") != "" {
+		return state
+	}
+	if state == stateOK {
+		return "\x1b[32m" + state + "\x1b[0m"
+	}
+	return "\x1b[31m" + state + "\x1b[0m"
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func ageOf(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return age(*t)
+}
+
+func untilOf(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return "in " + time.Until(*t).Round(time.Second).String()
+}

@@ -1,0 +1,43 @@
+// Package catalog knows what exists: which snapshots a target has and which drills were run of them. The bucket is the
+// truth; nothing here is kept anywhere else.
+package catalog
+
+import (
+	"path"
+	"strings"
+)
+
+// Layout gives the object keys of the design, section 4.
+type Layout struct{ Prefix string }
+
+func (l Layout) snapshots(target string) string {
+	return path.Join(l.Prefix, target, "snapshots") + "/"
+}
+
+func (l Layout) snapshot(target, id string) string { return l.snapshots(target) + id + "/" }
+
+// Data is the key of a snapshot's data. format is "db", "json" or "tar".
+func (l Layout) Data(target, id, format string, encrypted bool) string {
+	key := l.snapshot(target, id) + "data." + format + ".zst"
+	if encrypted {
+		key += ".age"
+	}
+	return key
+}
+
+// Manifest is the key of a snapshot's commit point.
+func (l Layout) Manifest(target, id string) string { return l.snapshot(target, id) + "manifest.json" }
+
+// Drill is the key of a drill's report.
+func (l Layout) Drill(target, id, drill string) string {
+	return l.snapshot(target, id) + "drills/" + drill + ".json"
+}
+
+// parse splits a key below a target's snapshots into the snapshot's id and the rest.
+func (l Layout) parse(target, key string) (id, rest string, ok bool) {
+	below, ok := strings.CutPrefix(key, l.snapshots(target))
+	if !ok {
+		return "", "", false
+	}
+	return strings.Cut(below, "/")
+}
