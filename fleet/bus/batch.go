@@ -68,7 +68,7 @@ func (b *Bus) PutStateWith(ctx context.Context, s State, with Outgoing) (seq uin
 	last.Header.Set(headerBatchSeq, "2")
 	last.Header.Set(headerBatchCommit, "1")
 	// The first message asks for no reply: the server answers the commit for the whole batch.
-	if err := b.nc.PublishMsg(first); err != nil {
+	if err = b.nc.PublishMsg(first); err != nil {
 		return 0, fmt.Errorf("publishing to %s: %w", first.Subject, err)
 	}
 	lastSeq, err := b.commit(ctx, last)

@@ -161,9 +161,7 @@ func (b *Bus) deliver(ctx context.Context, c Consumer, jm jetstream.Msg) {
 func (b *Bus) settle(
 	ctx context.Context, c Consumer, jm jetstream.Msg, m *Message, failed error, lost, stopping bool,
 ) (outcome string, err error) {
-	var terminal *terminalError
-	var retry *retryError
-	isTerminal := errors.As(failed, &terminal)
+	terminal, isTerminal := errors.AsType[*terminalError](failed)
 	exhausted := (c.MaxAttempts > 0 && m.Attempt >= c.MaxAttempts) ||
 		(c.GiveUpAfter > 0 && time.Since(m.Stored) >= c.GiveUpAfter)
 	switch {
@@ -182,7 +180,7 @@ func (b *Bus) settle(
 		return "handed_back", jm.Nak()
 	}
 	delay := c.Backoff(m.Attempt)
-	if errors.As(failed, &retry) {
+	if retry, ok := errors.AsType[*retryError](failed); ok {
 		delay = retry.after
 	}
 	b.log.WarnContext(ctx, "will try again", slog.String("consumer", c.Durable), slog.String("subject", m.Subject),

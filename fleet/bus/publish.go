@@ -29,10 +29,10 @@ type Outgoing struct {
 	ID string
 }
 
-// ErrBusy: a message of this subject is already waiting or running, and the stream keeps one.
+// ErrBusy means that a message of this subject is already waiting or running, and the stream keeps one.
 var ErrBusy = errors.New("a job of this subject is already waiting or running")
 
-// ErrConflict: somebody else wrote the subject since its sequence was read.
+// ErrConflict means that somebody else wrote the subject since its sequence was read.
 var ErrConflict = errors.New("the subject was written by somebody else in the meantime")
 
 // encode makes the NATS message of an Outgoing: ProtoJSON, so that a person can read and type it, and the trace.

@@ -64,7 +64,7 @@ func (b *Bus) EnsureStreams(ctx context.Context) error {
 		s, err := b.js.Stream(ctx, want.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			// Two services may create it at once: the same settings are no conflict for the server.
-			if _, err := b.js.CreateStream(ctx, want); err != nil {
+			if _, err = b.js.CreateStream(ctx, want); err != nil {
 				return fmt.Errorf("creating stream %s: %w", want.Name, err)
 			}
 			b.log.InfoContext(ctx, "created stream", slog.String("stream", want.Name))

@@ -1,7 +1,6 @@
 package config_test
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -87,7 +86,7 @@ func TestBadInputNamesFileLineAndKey(t *testing.T) {
 			_, err := config.Parse("lifeboat.yaml", []byte(strings.Replace(good, c.old, c.new, 1)))
 			require.Error(t, err)
 			for _, want := range c.want {
-				assert.ErrorContains(t, err, want)
+				require.ErrorContains(t, err, want)
 			}
 			var place *config.Error
 			require.ErrorAs(t, err, &place)
@@ -131,7 +130,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		var place *config.Error
-		require.True(t, errors.As(err, &place), "an error without a place: %v", err)
+		require.ErrorAs(t, err, &place, "an error without a place")
 	})
 }
 

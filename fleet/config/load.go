@@ -43,7 +43,7 @@ func (e *Error) Error() string {
 // Load reads, decodes and checks a configuration file. Everything that is wrong is reported at once, as *Error values
 // joined; any of them means that the file is not used.
 func Load(path string) (*Config, error) {
-	src, err := os.ReadFile(path) //nolint:gosec // the path is the operator's own
+	src, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading configuration: %w", err)
 	}
@@ -153,8 +153,7 @@ func durationKeys(t reflect.Type, keys map[string]bool) map[string]bool {
 	case reflect.Pointer, reflect.Slice:
 		durationKeys(t.Elem(), keys)
 	case reflect.Struct:
-		for i := range t.NumField() {
-			f := t.Field(i)
+		for f := range t.Fields() {
 			if f.Type == reflect.TypeFor[time.Duration]() {
 				keys[f.Tag.Get("yaml")] = true
 				continue

@@ -78,7 +78,7 @@ func (l *Live) Run(ctx context.Context) error {
 		return fmt.Errorf("watching the configuration: %w", err)
 	}
 	// The folder, not the file: editors and template renderers replace the file by a rename.
-	if err := watcher.Add(filepath.Dir(l.path)); err != nil {
+	if err = watcher.Add(filepath.Dir(l.path)); err != nil {
 		return fmt.Errorf("watching the folder of %s: %w", l.path, err)
 	}
 	hup := make(chan os.Signal, 1)

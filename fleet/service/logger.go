@@ -20,7 +20,7 @@ func NewLogger(out io.Writer, level string) (*slog.Logger, error) {
 	}
 	var h slog.Handler
 	if f, ok := out.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
-		h = tint.NewHandler(out, &tint.Options{Level: l, TimeFormat: "15:04:05.000", NoColor: os.Getenv("NO_COLOR") != ""})
+		h = tint.NewTextHandler(out, &tint.Options{Level: l, TimeFormat: "15:04:05.000", NoColor: os.Getenv("NO_COLOR") != ""})
 	} else {
 		h = slog.NewJSONHandler(out, &slog.HandlerOptions{Level: l})
 	}

@@ -116,8 +116,8 @@ func Run(ctx context.Context, o Options) error {
 	g.Go(func() error { return Serve(ctx, srv, ln) })
 	for _, a := range o.Actors {
 		g.Go(func() error {
-			if err := a.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
-				return fmt.Errorf("%s: %w", a.Name, err)
+			if failed := a.Run(ctx); failed != nil && !errors.Is(failed, context.Canceled) {
+				return fmt.Errorf("%s: %w", a.Name, failed)
 			}
 			return nil
 		})
@@ -179,6 +179,5 @@ func Probe(ctx context.Context, checks []Check) error {
 func reply(w http.ResponseWriter, code int, body string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(code)
-	//nolint:errcheck // the client has gone; there is nobody to tell
-	_, _ = strings.NewReader(body).WriteTo(w)
+	_, _ = strings.NewReader(body).WriteTo(w) // the client has gone; there is nobody to tell
 }

@@ -29,9 +29,9 @@ func startTracing(ctx context.Context, name string) (shutdown func(), err error)
 	provider := trace.NewTracerProvider(opts...)
 	otel.SetTracerProvider(provider)
 	return func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 		defer cancel()
 		// What could not be exported at the end is lost to the traces only; the events are the record.
-		otel.Handle(provider.Shutdown(ctx))
+		otel.Handle(provider.Shutdown(last))
 	}, nil
 }

@@ -3,7 +3,7 @@ package service
 import "runtime/debug"
 
 // version is stamped by the build: -ldflags "-X .../fleet/service.version=v1.2.3".
-var version string //nolint:gochecknoglobals // the linker sets it
+var version string
 
 // Version of this build: what was stamped, else the module's version and commit, else "dev".
 func Version() string {

@@ -24,7 +24,7 @@ func Find(name string) (string, error) {
 	}
 	for {
 		path := filepath.Join(dir, ".bin", name)
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+		if info, statErr := os.Stat(path); statErr == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
 			return path, nil
 		}
 		up := filepath.Dir(dir)
@@ -49,11 +49,11 @@ type Process struct {
 
 // Start runs a binary with its output in a file.
 func Start(path, logFile string, env []string, args ...string) (*Process, error) {
-	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) //nolint:gosec // the caller's folder
+	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening the log of %s: %w", filepath.Base(path), err)
 	}
-	cmd := exec.Command(path, args...) //nolint:gosec,noctx // a server that the caller names and stops
+	cmd := exec.Command(path, args...) //nolint:noctx // a server that the caller names and stops
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
@@ -64,7 +64,7 @@ func Start(path, logFile string, env []string, args ...string) (*Process, error)
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		defer close(p.done)
-		defer out.Close() //nolint:errcheck // a log
+		defer out.Close()
 		err := cmd.Start()
 		started <- err
 		if err == nil {
@@ -145,7 +145,7 @@ func get(ctx context.Context, url string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer resp.Body.Close() //nolint:errcheck // nothing was written
+	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil {
 		return "", err
@@ -165,7 +165,7 @@ func FreePorts(n int) ([]int, error) {
 			return nil, fmt.Errorf("finding a free port: %w", err)
 		}
 		// All are held until all are known, so that no two are the same.
-		defer ln.Close() //nolint:errcheck // the port is what was wanted
+		defer ln.Close()
 		addr, ok := ln.Addr().(*net.TCPAddr)
 		if !ok {
 			return nil, fmt.Errorf("unexpected address %s", ln.Addr())

@@ -72,7 +72,7 @@ func StartNomad(ctx context.Context, dir string) (*Nomad, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+	if err = os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("making nomad's folder: %w", err)
 	}
 	conf := filepath.Join(dir, "nomad.hcl")
@@ -172,7 +172,7 @@ func StartAlertmanager(ctx context.Context, dir, webhook string) (*Alertmanager,
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+	if err = os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("making alertmanager's folder: %w", err)
 	}
 	conf := filepath.Join(dir, "alertmanager.yml")

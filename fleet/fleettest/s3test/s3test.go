@@ -55,7 +55,7 @@ func Start(dir, addr string) (*Server, error) {
 	keys := [2]string{}
 	for i, name := range []string{"access-key-id", "secret-access-key"} {
 		path := filepath.Join(dir, name)
-		b, err := os.ReadFile(path) //nolint:gosec // a file of our own folder
+		b, err := os.ReadFile(path)
 		if errors.Is(err, os.ErrNotExist) {
 			b = []byte(rand.Text())
 			err = os.WriteFile(path, b, 0o600)
@@ -130,7 +130,9 @@ func (s *Server) Stop() error {
 }
 
 // Path is where an object lies as a file.
-func (s *Server) Path(key string) string { return filepath.Join(s.Dir, Bucket, filepath.FromSlash(key)) }
+func (s *Server) Path(key string) string {
+	return filepath.Join(s.Dir, Bucket, filepath.FromSlash(key))
+}
 
 // New runs a server for one test. Tests that use it cannot run in parallel with each other.
 func New(t *testing.T) *Server {
@@ -146,6 +148,6 @@ func freeAddr() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("finding a free port: %w", err)
 	}
-	defer ln.Close() //nolint:errcheck // the port is what was wanted
+	defer ln.Close()
 	return ln.Addr().String(), nil
 }

@@ -135,7 +135,7 @@ func missed(t *testing.T, url string) (ticks int, events []*lifeboatv1.Event) {
 	require.NoError(t, err)
 	n := 0
 	for _, c := range info.State.Subjects {
-		n += int(c) //nolint:gosec // a few
+		n += int(c)
 	}
 	for range n {
 		m, err := cons.Next(jetstream.FetchMaxWait(5 * time.Second))

@@ -23,7 +23,7 @@ const Format = 1
 // maxDocument bounds a manifest or report; they are a few kilobytes.
 const maxDocument = 4 << 20
 
-// ErrNoSnapshot: the target has no snapshot that fits the selector.
+// ErrNoSnapshot means that the target has no snapshot that fits the selector.
 var ErrNoSnapshot = errors.New("no such snapshot")
 
 // Objects is what the catalog needs of a store.
@@ -63,7 +63,7 @@ func (s Snapshot) Proven() *lifeboatv1.DrillReport {
 func (c *Catalog) List(ctx context.Context, target string) ([]Snapshot, error) {
 	var manifests, drills []string
 	err := c.objects.List(ctx, c.snapshots(target), func(o store.Object) error {
-		_, rest, _ := c.parse(target, o.Key)
+		_, rest := c.parse(target, o.Key)
 		switch {
 		case rest == "manifest.json":
 			manifests = append(manifests, o.Key)
@@ -114,7 +114,7 @@ func (c *Catalog) Find(ctx context.Context, target, selector string) (*lifeboatv
 	}
 	newest := ""
 	err := c.objects.List(ctx, c.snapshots(target), func(o store.Object) error {
-		if id, rest, _ := c.parse(target, o.Key); rest == "manifest.json" && (newest == "" || selector != "oldest") {
+		if id, rest := c.parse(target, o.Key); rest == "manifest.json" && (newest == "" || selector != "oldest") {
 			newest = id
 		}
 		return nil
@@ -178,7 +178,7 @@ func (c *Catalog) read(ctx context.Context, key string, into formatted) error {
 	if err != nil {
 		return err
 	}
-	defer r.Close() //nolint:errcheck // nothing was written
+	defer r.Close()
 	b, err := io.ReadAll(io.LimitReader(r, maxDocument))
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", key, err)

@@ -34,10 +34,7 @@ func (l Layout) Drill(target, id, drill string) string {
 }
 
 // parse splits a key below a target's snapshots into the snapshot's id and the rest.
-func (l Layout) parse(target, key string) (id, rest string, ok bool) {
-	below, ok := strings.CutPrefix(key, l.snapshots(target))
-	if !ok {
-		return "", "", false
-	}
-	return strings.Cut(below, "/")
+func (l Layout) parse(target, key string) (id, rest string) {
+	id, rest, _ = strings.Cut(strings.TrimPrefix(key, l.snapshots(target)), "/")
+	return id, rest
 }

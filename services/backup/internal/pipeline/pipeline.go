@@ -178,8 +178,7 @@ func Decode(r io.Reader, data *lifeboatv1.Data, identities []age.Identity) (*Dec
 		}
 		var err error
 		if plain, err = age.Decrypt(d.in, identities...); err != nil {
-			var noMatch *age.NoIdentityMatchError
-			if errors.As(err, &noMatch) {
+			if _, ok := errors.AsType[*age.NoIdentityMatchError](err); ok {
 				return nil, fmt.Errorf("%w: it is encrypted to %s", ErrNoIdentity, strings.Join(data.GetRecipients(), ", "))
 			}
 			return nil, fmt.Errorf("%w: decrypting: %w", ErrDamaged, err)

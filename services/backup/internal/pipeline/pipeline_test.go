@@ -61,7 +61,7 @@ func decode(stored []byte, d *lifeboatv1.Data, ids ...age.Identity) ([]byte, err
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close() //nolint:errcheck // returns nil
+	defer r.Close()
 	return io.ReadAll(r)
 }
 

@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// ErrNotFound: no object has this key.
+// ErrNotFound means that no object has the key.
 var ErrNotFound = errors.New("no such object")
 
-// ErrPrecondition: the object is not as the condition requires it; nothing was written.
+// ErrPrecondition means that the object is not as the condition requires it; nothing was written.
 var ErrPrecondition = errors.New("the object exists or was changed by somebody else")
 
 // Object describes a stored object.

@@ -279,9 +279,9 @@ func (e *Emitter) decide(ctx context.Context, en *entry, now time.Time) error {
 		seq, err = e.Bus.PutState(ctx, e.state(en, state))
 	}
 	if errors.Is(err, bus.ErrConflict) {
-		decided, err := e.read(ctx, en)
-		if err != nil {
-			return err
+		decided, readErr := e.read(ctx, en)
+		if readErr != nil {
+			return readErr
 		}
 		en.Decided(decided.GetTick().AsTime())
 		return nil

@@ -69,7 +69,7 @@ func (t *Table[K]) Next() (at time.Time, ok bool) {
 func (t *Table[K]) PopDue(now time.Time) []*Entry[K] {
 	var due []*Entry[K]
 	for len(t.h) > 0 && !t.h[0].Next.IsZero() && !t.h[0].Next.After(now) {
-		e, _ := heap.Pop(&t.h).(*Entry[K]) //nolint:errcheck // the heap holds entries only
+		e, _ := heap.Pop(&t.h).(*Entry[K]) // the heap holds entries only
 		due = append(due, e)
 	}
 	return due
@@ -92,7 +92,7 @@ func (h entryHeap[K]) Swap(i, j int) {
 }
 
 func (h *entryHeap[K]) Push(x any) {
-	e, _ := x.(*Entry[K]) //nolint:errcheck // only Add pushes
+	e, _ := x.(*Entry[K]) // only Add pushes
 	*h = append(*h, e)
 }
 

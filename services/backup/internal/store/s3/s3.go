@@ -196,8 +196,7 @@ func (s *Store) Ping(ctx context.Context) error {
 
 // translate adds our sentinels to the SDK's errors.
 func translate(err error) error {
-	var resp *awshttp.ResponseError
-	if errors.As(err, &resp) {
+	if resp, ok := errors.AsType[*awshttp.ResponseError](err); ok {
 		switch resp.HTTPStatusCode() {
 		case http.StatusNotFound:
 			return fmt.Errorf("%w: %w", store.ErrNotFound, err)

@@ -4,6 +4,7 @@ package storetest
 import (
 	"bytes"
 	"context"
+	crand "crypto/rand"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -49,9 +50,12 @@ func get(t *testing.T, s store.Store, key string) []byte {
 type onlyReader struct{ io.Reader }
 
 func roundTrip(t *testing.T, s store.Store) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	chacha := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16)})
+	t.Helper()
+	var seed [32]byte
+	_, err := crand.Read(seed[:])
+	require.NoError(t, err)
+	t.Logf("seed %x", seed)
+	chacha := rand.NewChaCha8(seed)
 	for _, size := range []int{0, 1, 4096, 8 << 20, 8<<20 + 1, 21 << 20} {
 		data := make([]byte, size)
 		_, err := chacha.Read(data)
@@ -67,6 +71,7 @@ func roundTrip(t *testing.T, s store.Store) {
 }
 
 func notFound(t *testing.T, s store.Store) {
+	t.Helper()
 	_, err := s.Head(t.Context(), "no/such")
 	require.ErrorIs(t, err, store.ErrNotFound)
 	_, _, err = s.Get(t.Context(), "no/such")
@@ -74,6 +79,7 @@ func notFound(t *testing.T, s store.Store) {
 }
 
 func conditions(t *testing.T, s store.Store) {
+	t.Helper()
 	require.NoError(t, put(t, s, "cond", "one", store.Condition{Absent: true}))
 	require.ErrorIs(t, put(t, s, "cond", "two", store.Condition{Absent: true}), store.ErrPrecondition)
 	assert.Equal(t, "one", string(get(t, s, "cond")), "a refused put changes nothing")
@@ -99,6 +105,7 @@ func conditions(t *testing.T, s store.Store) {
 }
 
 func failedReader(t *testing.T, s store.Store) {
+	t.Helper()
 	boom := errors.New("the source died")
 	for _, size := range []int{0, 100, 20 << 20} {
 		r := io.MultiReader(bytes.NewReader(make([]byte, size)), iotest.ErrReader(boom))
@@ -110,6 +117,7 @@ func failedReader(t *testing.T, s store.Store) {
 }
 
 func cancelled(t *testing.T, s store.Store) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r := io.MultiReader(bytes.NewReader(make([]byte, 20<<20)), readerFunc(func(p []byte) (int, error) {
 		cancel()
@@ -126,6 +134,7 @@ type readerFunc func([]byte) (int, error)
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func list(t *testing.T, s store.Store) {
+	t.Helper()
 	want := []string{"list/a/1", "list/a/2", "list/b/1"}
 	for _, k := range []string{"list/b/1", "list/a/2", "list/a/1", "listing"} {
 		require.NoError(t, put(t, s, k, k, store.Condition{}))
@@ -142,6 +151,7 @@ func list(t *testing.T, s store.Store) {
 }
 
 func probe(t *testing.T, s store.Store) {
+	t.Helper()
 	require.NoError(t, s.Ping(t.Context()))
 	for range 2 { // the second finds the first one's scratch object
 		caps, err := s.Probe(t.Context(), "some/prefix")

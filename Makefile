@@ -1,0 +1,78 @@
+# Lifeboat. `make` alone lists the targets.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+MODULES := proto fleet services/scheduler services/backup services/notifier cli tests
+# What `make run` and `make demo` back up. KINDS=etcd needs no server to be built.
+KINDS ?= etcd consul nomad
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X github.com/lifeboat-fleet/lifeboat/fleet/service.version=$(VERSION)
+comma := ,
+empty :=
+space := $(empty) $(empty)
+KINDS_LIST := $(subst $(space),$(comma),$(strip $(subst $(comma),$(space),$(KINDS))))
+# The real servers that the chosen kinds need, and Alertmanager, which the demo sends an alert through.
+SERVERS := $(filter consul nomad,$(subst $(comma),$(space),$(KINDS)))
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: .bin/lifeboat ## Run the fleet on embedded servers with sample data, until Ctrl-C (KINDS=etcd starts in seconds)
+	@if [ -n "$(SERVERS)" ]; then tools/build $(SERVERS) alertmanager; fi
+	@exec .bin/lifeboat up --kinds $(KINDS_LIST)
+
+.PHONY: demo
+demo: .bin/lifeboat ## The same without a person: everything happens once, and a table says so
+	@tools/build $(SERVERS) alertmanager
+	@.bin/lifeboat demo --kinds $(KINDS_LIST)
+
+.PHONY: test
+test: ## Every test but the slow ones; builds the real servers on first use
+	@tools/build consul nomad alertmanager nats-server
+	@for m in $(MODULES); do echo "== $$m"; (cd $$m && go test -race -p 1 -timeout 15m ./...); done
+
+.PHONY: e2e
+e2e: ## The slow tests: the whole demo on real Consul and Nomad, and services killed as processes
+	@tools/build consul nomad alertmanager nats-server
+	@cd tests && go test -tags e2e -count 1 -p 1 -timeout 30m -v ./...
+
+.PHONY: bench
+bench: ## Benchmarks of the hot paths, each beside the raw limit it is compared with
+	@cd services/backup && go test -run '^$$' -bench . -benchmem -count 3 ./internal/pipeline
+	@cd fleet && go test -run '^$$' -bench . -benchmem -count 3 ./bus
+
+.PHONY: fuzz
+fuzz: ## Fuzz every parser for FUZZTIME each (default 20s)
+	@tools/fuzz $(or $(FUZZTIME),20s)
+
+.PHONY: lint
+lint: ## golangci-lint over every module, go vet over the workspace, buf lint
+	@tools/build golangci-lint buf
+	@for m in $(MODULES); do echo "== $$m"; (cd $$m && go vet ./... && $(CURDIR)/.bin/golangci-lint run --timeout 15m ./...); done
+	@cd proto && ../.bin/buf lint
+
+.PHONY: verify
+verify: ## Generated code, go.mod files and builds without the workspace are as committed
+	@tools/build buf protoc-gen-go
+	@tools/verify $(MODULES)
+
+.PHONY: generate
+generate: ## Generate the Go code of the contracts
+	@tools/build buf protoc-gen-go
+	@cd proto && ../.bin/buf generate
+
+.PHONY: tools
+tools: ## Build every tool and server into .bin/
+	@tools/build consul nomad alertmanager nats-server golangci-lint buf protoc-gen-go
+
+.PHONY: build
+build: .bin/lifeboat ## Build the binaries into .bin/
+	@for s in scheduler backup notifier; do (cd services/$$s && CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o ../../.bin/lifeboat-$$s .); done
+
+.PHONY: .bin/lifeboat
+.bin/lifeboat:
+	@mkdir -p .bin
+	@cd cli && CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o ../.bin/lifeboat .
