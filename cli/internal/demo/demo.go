@@ -242,10 +242,10 @@ func (w *walk) breakTarget(ctx context.Context) error {
 
 // inBothChats waits until both chats show an alert with its runbook.
 func (w *walk) inBothChats(ctx context.Context, alertname, runbook string) error {
-	seen := map[string]bool{}
+	seen := map[chattest.Kind]bool{}
 	err := w.fleet.Chat.Wait(ctx, func(messages []chattest.Message) bool {
 		for _, m := range messages {
-			if strings.Contains(m.Raw, alertname) && strings.Contains(m.Raw, runbook) {
+			if strings.Contains(m.Title+m.Text, alertname) && strings.Contains(m.Text, runbook) {
 				seen[m.Kind] = true
 			}
 		}

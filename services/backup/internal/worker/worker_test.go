@@ -1,0 +1,437 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"filippo.io/age"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/natstest"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/s3test"
+	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store/s3"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/worker"
+)
+
+const target = "consul-kv"
+
+// export is what the source sends: two keys as `consul kv export` writes them.
+const export = `[{"key":"a","flags":0,"value":"MQ=="},{"key":"b","flags":42,"value":"Mg=="}]`
+
+// fakeSource sends a text. Its real siblings have tests of their own against real servers.
+type fakeSource struct {
+	open func(context.Context) (io.Reader, error)
+}
+
+func (fakeSource) Format() string { return "json" }
+
+func (f fakeSource) Open(ctx context.Context) (source.Stream, error) {
+	r, err := f.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &fakeStream{r}, nil
+}
+
+type fakeStream struct{ io.Reader }
+
+func (*fakeStream) Close() error { return nil }
+
+func (*fakeStream) Info(context.Context) (*lifeboatv1.SourceInfo, error) {
+	return &lifeboatv1.SourceInfo{Version: "1.22.5", Revision: 17, Counts: map[string]int64{"keys": 2}}, nil
+}
+
+// fleet is NATS, a bucket and what a worker needs besides.
+type fleet struct {
+	t       *testing.T
+	nats    *natstest.Server
+	s3      *s3test.Server
+	objects *s3.Store
+	catalog *catalog.Catalog
+	config  *config.Config
+	events  *bus.Bus
+	// hooks of the worker under test
+	source  func(context.Context) (io.Reader, error)
+	wrapped worker.Objects
+}
+
+func newFleet(t *testing.T) *fleet {
+	t.Helper()
+	f := &fleet{t: t, nats: natstest.New(t), s3: s3test.New(t)}
+	var err error
+	f.objects, err = s3.New(t.Context(), f.s3.Config)
+	require.NoError(t, err)
+	f.wrapped = f.objects
+	f.catalog = catalog.New(f.objects, "p")
+	f.config = &config.Config{Targets: []config.Target{{
+		Name: target, Consul: &config.Consul{Address: "http://127.0.0.1:1"}, Timeout: time.Minute,
+	}}}
+	f.source = func(context.Context) (io.Reader, error) { return strings.NewReader(export), nil }
+	f.events = f.connect("test")
+	require.NoError(t, f.events.EnsureStreams(t.Context()))
+	return f
+}
+
+func (f *fleet) connect(actor string) *bus.Bus {
+	f.t.Helper()
+	b, err := bus.Connect(bus.Options{
+		Config: config.NATS{URL: f.nats.URL()}, Actor: actor, Logger: slog.New(slog.NewTextHandler(f.t.Output(), nil)),
+		Registerer: prometheus.NewRegistry(),
+	})
+	require.NoError(f.t, err)
+	f.t.Cleanup(func() { assert.NoError(f.t, b.Close()) })
+	return b
+}
+
+// work runs a worker for all kinds of work until the test ends or stop is called.
+func (f *fleet) work(actor string) (stop func()) {
+	f.t.Helper()
+	b := f.connect(actor)
+	w := worker.New(worker.Options{
+		Config: func() *config.Config { return f.config },
+		NewSource: func(config.Target) (worker.Source, error) {
+			return fakeSource{f.source}, nil
+		},
+		Objects: f.wrapped, Catalog: f.catalog, Bus: b, Logger: slog.New(slog.NewTextHandler(f.t.Output(), nil)),
+		Capabilities: func(ctx context.Context) (store.Capabilities, error) { return f.objects.Probe(ctx, "p") },
+		Registerer:   prometheus.NewRegistry(), ScratchDir: f.t.TempDir(), Version: "test", Clock: time.Now,
+	})
+	ctx, cancel := context.WithCancel(f.t.Context())
+	var wg sync.WaitGroup
+	for _, role := range config.Works() {
+		wg.Go(func() {
+			assert.NoError(f.t, b.Consume(ctx, bus.Consumer{
+				Stream: bus.StreamJobs, Durable: "backup-" + string(role), Filter: bus.AllJobs(role), AckWait: 2 * time.Second,
+				MaxAttempts: 3, Backoff: func(int64) time.Duration { return 50 * time.Millisecond },
+				Handle: w.Handler(role), OnDead: w.OnDead,
+			}))
+		})
+	}
+	stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	f.t.Cleanup(stop)
+	return stop
+}
+
+func (f *fleet) publish(work config.Work, target, payload string) {
+	f.t.Helper()
+	nc, err := nats.Connect(f.nats.URL())
+	require.NoError(f.t, err)
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	require.NoError(f.t, err)
+	require.Eventually(f.t, func() bool {
+		_, err = js.Publish(f.t.Context(), bus.JobSubject(work, target), []byte(payload))
+		return err == nil
+	}, 10*time.Second, 20*time.Millisecond, "a job may still be there: %v", err)
+}
+
+// event waits for the newest event of a subject.
+func (f *fleet) event(noun, verb, target string) *lifeboatv1.Event {
+	f.t.Helper()
+	e := &lifeboatv1.Event{}
+	require.Eventually(f.t, func() bool {
+		seq, _, err := f.events.Last(f.t.Context(), bus.StreamEvents, bus.EventSubject(noun, verb, target), e)
+		return err == nil && seq > 0
+	}, 20*time.Second, 20*time.Millisecond, "no event %s.%s.%s", noun, verb, target)
+	return e
+}
+
+func (f *fleet) snapshots() []catalog.Snapshot {
+	f.t.Helper()
+	all, err := f.catalog.List(f.t.Context(), target)
+	require.NoError(f.t, err)
+	return all
+}
+
+func (f *fleet) deadLetter(subject string) *lifeboatv1.DeadLetter {
+	f.t.Helper()
+	d := &lifeboatv1.DeadLetter{}
+	require.Eventually(f.t, func() bool {
+		seq, _, err := f.events.Last(f.t.Context(), bus.StreamDead, subject, d)
+		return err == nil && seq > 0
+	}, 20*time.Second, 20*time.Millisecond, "no dead letter on %s", subject)
+	return d
+}
+
+func TestASnapshotFromJobToEvent(t *testing.T) {
+	f := newFleet(t)
+	identity, err := age.GenerateX25519Identity()
+	require.NoError(t, err)
+	path := filepath.Join(t.TempDir(), "identity")
+	require.NoError(t, os.WriteFile(path, []byte(identity.String()), 0o600))
+	f.config.Encryption = config.Encryption{
+		Recipients: []string{identity.Recipient().String()}, IdentityFile: config.SecretFile(path),
+	}
+	f.work("w1")
+	f.publish(config.WorkSnapshot, target, "")
+	e := f.event("snapshot", "committed", target)
+	assert.Equal(t, "by hand", e.GetRequestedBy())
+
+	all := f.snapshots()
+	require.Len(t, all, 1)
+	m := all[0].Manifest
+	assert.Equal(t, e.GetSnapshotId(), m.GetId())
+	assert.Equal(t, lifeboatv1.Kind_KIND_CONSUL, m.GetKind())
+	assert.Equal(t, "p/consul-kv/snapshots/"+m.GetId()+"/data.json.zst.age", m.GetData().GetKey())
+	assert.Equal(t, int64(len(export)), m.GetData().GetRaw().GetBytes())
+	assert.Equal(t, "decoded", m.GetVerification().GetMethod())
+	assert.True(t, m.GetStore().GetConditionalWrites())
+	assert.Equal(t, int64(17), m.GetSource().GetRevision())
+	commands := strings.Join(m.GetRestoreCommands(), "\n")
+	assert.Contains(t, commands, "age -d")
+	assert.Contains(t, commands, "consul kv import")
+	assert.NotContains(t, commands, identity.String())
+
+	r, err := worker.OpenDecoded(t.Context(), f.objects, m, []age.Identity{identity})
+	require.NoError(t, err)
+	got, err := io.ReadAll(r)
+	require.NoError(t, err)
+	require.NoError(t, r.Close())
+	assert.Equal(t, export, string(got), "byte for byte what the source sent")
+}
+
+func TestAnUnknownTargetIsADeadLetterAndAnEvent(t *testing.T) {
+	f := newFleet(t)
+	f.work("w1")
+	f.publish(config.WorkSnapshot, "nope", "")
+	assert.Contains(t, f.event("job", "rejected", "nope").GetMessage(), `no target is named "nope"`)
+	d := f.deadLetter("lifeboat.dead.job.snapshot.nope")
+	assert.Contains(t, d.GetReason(), `no target is named "nope"`)
+
+	f.publish(config.WorkSnapshot, target, `{"snapshto": "latest"}`)
+	assert.Contains(t, f.event("job", "rejected", target).GetMessage(), "snapshto")
+	assert.JSONEq(t, `{"snapshto": "latest"}`, string(f.deadLetter("lifeboat.dead.job.snapshot."+target).GetPayload()))
+
+	f.publish(config.WorkSnapshot, target, "")
+	f.event("snapshot", "committed", target) // the worker lives
+}
+
+func TestASourceThatFailsIsAnEventAfterTheLastAttempt(t *testing.T) {
+	f := newFleet(t)
+	f.source = func(context.Context) (io.Reader, error) {
+		return nil, errors.New("connection refused by http://127.0.0.1:1")
+	}
+	f.work("w1")
+	f.publish(config.WorkSnapshot, target, "")
+	e := f.event("snapshot", "failed", target)
+	assert.Contains(t, e.GetMessage(), "connection refused")
+	assert.Equal(t, "3", e.GetAttributes()["attempts"])
+	assert.Empty(t, f.snapshots())
+	assert.Equal(t, int64(3), f.deadLetter("lifeboat.dead.job.snapshot."+target).GetAttempts())
+}
+
+func TestASourceThatDiesHalfWayLeavesNoObject(t *testing.T) {
+	f := newFleet(t)
+	f.source = func(context.Context) (io.Reader, error) {
+		return io.MultiReader(strings.NewReader(strings.Repeat("x", 30<<20)), failing{errors.New("unexpected EOF from the source")}), nil
+	}
+	f.work("w1")
+	f.publish(config.WorkSnapshot, target, "")
+	f.event("snapshot", "failed", target)
+	assert.Empty(t, f.snapshots())
+	var left []string
+	require.NoError(t, f.objects.List(t.Context(), "p/"+target+"/", func(o store.Object) error {
+		left = append(left, o.Key)
+		return nil
+	}))
+	assert.Empty(t, left)
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// corrupting flips a byte of each stored data object, on the S3 server's disk, before it can be read back.
+type corrupting struct {
+	*s3.Store
+	server *s3test.Server
+	times  int
+}
+
+func (c *corrupting) Put(ctx context.Context, key string, r io.Reader, n int64, cond store.Condition) (store.Object, error) {
+	o, err := c.Store.Put(ctx, key, r, n, cond)
+	if err != nil || c.times == 0 {
+		return o, err
+	}
+	c.times--
+	b, err := os.ReadFile(c.server.Path(key))
+	if err != nil {
+		return o, err
+	}
+	b[len(b)/2] ^= 0x40
+	return o, os.WriteFile(c.server.Path(key), b, 0o600)
+}
+
+// Guarantee 3: what was stored is read back; a byte that changed on the way keeps the snapshot from being committed.
+func TestGuarantee3ADamagedUploadIsNeverCommitted(t *testing.T) {
+	f := newFleet(t)
+	c := &corrupting{Store: f.objects, server: f.s3, times: 100}
+	f.wrapped = c
+	f.work("w1")
+	f.publish(config.WorkSnapshot, target, "")
+	assert.Contains(t, f.event("snapshot", "failed", target).GetMessage(), "damaged")
+	assert.Empty(t, f.snapshots())
+}
+
+func TestAnAttemptAfterADamagedUploadReplacesIt(t *testing.T) {
+	f := newFleet(t)
+	c := &corrupting{Store: f.objects, server: f.s3, times: 1}
+	f.wrapped = c
+	f.work("w1")
+	f.publish(config.WorkSnapshot, target, "")
+	f.event("snapshot", "committed", target)
+	assert.Contains(t, f.event("snapshot", "interrupted", target).GetMessage(), "damaged")
+	require.Len(t, f.snapshots(), 1)
+}
+
+// Guarantee 2: a worker that is paused after its upload, long enough for its job to be given to another one, can neither
+// commit nor replace what the other one stored.
+func TestGuarantee2APausedWorkerCannotCommit(t *testing.T) {
+	f := newFleet(t)
+	paused, wake := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	first := true
+	var mu sync.Mutex
+	f.source = func(ctx context.Context) (io.Reader, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !first {
+			return strings.NewReader(export), nil
+		}
+		first = false
+		// The first worker's source stops in the middle, deaf to its context, as a stopped process is.
+		return io.MultiReader(strings.NewReader(`[{"key":"stale"`), readerFunc(func([]byte) (int, error) {
+			once.Do(func() { close(paused) })
+			<-wake
+			return 0, io.EOF
+		})), nil
+	}
+	stopFirst := f.work("w1")
+	f.publish(config.WorkSnapshot, target, "")
+	<-paused
+	f.nats.Stop() // cuts the heartbeats of the first worker; the server forgets nothing
+	require.NoError(t, f.nats.Restart())
+	f.work("w2")
+	m := f.event("snapshot", "committed", target).GetManifest()
+	close(wake)
+	stopFirst()
+
+	all := f.snapshots()
+	require.Len(t, all, 1)
+	assert.Equal(t, m.GetData().GetStored().GetSha256(), all[0].GetData().GetStored().GetSha256())
+	r, err := worker.OpenDecoded(t.Context(), f.objects, all[0].Manifest, nil)
+	require.NoError(t, err)
+	got, err := io.ReadAll(r)
+	require.NoError(t, err, "the committed data is what its manifest says")
+	require.NoError(t, r.Close())
+	assert.Equal(t, export, string(got))
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// A worker that died between its manifest and its event: the next delivery finds the manifest and tells of it.
+func TestACommitWithoutItsEventIsToldByTheNextAttempt(t *testing.T) {
+	f := newFleet(t)
+	reads := 0
+	w := worker.New(worker.Options{
+		Config: func() *config.Config { return f.config }, Objects: f.objects, Catalog: f.catalog, Bus: f.events,
+		NewSource: func(config.Target) (worker.Source, error) {
+			reads++
+			return fakeSource{f.source}, nil
+		},
+		Capabilities: func(ctx context.Context) (store.Capabilities, error) { return f.objects.Probe(ctx, "p") },
+		Logger:       slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Clock: time.Now,
+	})
+	m := &bus.Message{Subject: bus.JobSubject(config.WorkSnapshot, target), Seq: 1, Stored: time.Now(), Attempt: 1}
+	require.NoError(t, w.Handler(config.WorkSnapshot)(t.Context(), m))
+	m.Attempt = 2
+	require.NoError(t, w.Handler(config.WorkSnapshot)(t.Context(), m))
+	assert.Equal(t, 1, reads, "the source is not read again")
+	require.Len(t, f.snapshots(), 1)
+	assert.Equal(t, m.ID(), f.event("snapshot", "committed", target).GetSnapshotId())
+}
+
+func TestVerifyFindsRotAndNamesIt(t *testing.T) {
+	f := newFleet(t)
+	f.work("w1")
+	f.publish(config.WorkSnapshot, target, "")
+	m := f.event("snapshot", "committed", target).GetManifest()
+	f.publish(config.WorkVerify, target, "")
+	assert.Equal(t, "1", f.event("verify", "passed", target).GetAttributes()["checked"])
+
+	path := f.s3.Path(m.GetData().GetKey())
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	b[0] ^= 1
+	require.NoError(t, os.WriteFile(path, b, 0o600))
+	f.publish(config.WorkVerify, target, "")
+	e := f.event("verify", "failed", target)
+	assert.Contains(t, e.GetMessage(), m.GetId())
+	assert.Contains(t, e.GetMessage(), "damaged")
+
+	require.NoError(t, os.Remove(path))
+	f.publish(config.WorkVerify, target, `{"snapshot":"latest"}`)
+	require.Eventually(t, func() bool {
+		return strings.Contains(f.event("verify", "failed", target).GetMessage(), "no such object")
+	}, 20*time.Second, 50*time.Millisecond)
+}
+
+func TestADrillWithoutASnapshotFails(t *testing.T) {
+	f := newFleet(t)
+	f.work("w1")
+	f.publish(config.WorkDrill, target, "")
+	assert.Contains(t, f.event("drill", "failed", target).GetMessage(), "has none yet")
+}
+
+func TestADrillIsReportedBesideItsSnapshot(t *testing.T) {
+	f := newFleet(t)
+	f.work("w1")
+	f.publish(config.WorkSnapshot, target, "")
+	f.event("snapshot", "committed", target)
+	f.publish(config.WorkDrill, target, "")
+	e := f.event("drill", "passed", target)
+	assert.Contains(t, e.GetMessage(), "nothing was restored", "a Consul drill of today says how little it does")
+	all := f.snapshots()
+	require.Len(t, all, 1)
+	require.Len(t, all[0].Drills, 1)
+	assert.Equal(t, e.GetDrillId(), all[0].Drills[0].GetId())
+	assert.Nil(t, all[0].Proven(), "decoded is not proven")
+}
+
+// Guarantee 8: no secret appears in a log, an event, a manifest or an error.
+func TestGuarantee8NoSecretLeavesTheWorker(t *testing.T) {
+	f := newFleet(t)
+	identity, err := age.GenerateX25519Identity()
+	require.NoError(t, err)
+	path := filepath.Join(t.TempDir(), "identity")
+	// An identity file with a broken line: parsers like to quote those.
+	require.NoError(t, os.WriteFile(path, []byte(identity.String()[:40]), 0o600))
+	f.config.Encryption = config.Encryption{Recipients: []string{identity.Recipient().String()}, IdentityFile: config.SecretFile(path)}
+	f.work("w1")
+	f.publish(config.WorkSnapshot, target, "")
+	e := f.event("snapshot", "failed", target)
+	assert.Contains(t, e.GetMessage(), "does not hold an age identity")
+	assert.NotContains(t, fmt.Sprint(e), identity.String()[:40])
+	assert.NotContains(t, strings.ToUpper(f.deadLetter("lifeboat.dead.job.snapshot."+target).GetReason()), identity.String()[:40])
+}
