@@ -108,7 +108,7 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("listening for health and metrics: %w", err)
 	}
 	srv := &http.Server{Handler: healthHandler(o), ReadHeaderTimeout: 5 * time.Second}
-	o.Logger.InfoContext(ctx, "started", slog.String("service", o.Name), slog.String("http_addr", ln.Addr().String()))
+	o.Logger.InfoContext(ctx, "started", slog.String("http_addr", ln.Addr().String()))
 	if o.Started != nil {
 		o.Started(ln.Addr().String())
 	}
@@ -123,7 +123,7 @@ func Run(ctx context.Context, o Options) error {
 		})
 	}
 	err = g.Wait()
-	o.Logger.Info("stopped", slog.String("service", o.Name)) //nolint:sloglint // the context has ended
+	o.Logger.Info("stopped") //nolint:sloglint // the context has ended
 	return err
 }
 

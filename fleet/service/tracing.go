@@ -32,6 +32,8 @@ func startTracing(ctx context.Context, name string) (shutdown func(), err error)
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 		defer cancel()
 		// What could not be exported at the end is lost to the traces only; the events are the record.
-		otel.Handle(provider.Shutdown(last))
+		if err := provider.Shutdown(last); err != nil {
+			otel.Handle(err)
+		}
 	}, nil
 }

@@ -70,6 +70,10 @@ func Command() *cobra.Command {
 }
 
 func run(ctx context.Context, out io.Writer, dir string, kinds []string) (err error) {
+	// The embedded S3 server changes the working directory, so nothing may be relative to it.
+	if dir, err = filepath.Abs(dir); err != nil {
+		return fmt.Errorf("finding the folder: %w", err)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making the demo's folder: %w", err)
 	}

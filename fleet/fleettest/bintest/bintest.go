@@ -16,22 +16,24 @@ import (
 	"time"
 )
 
-// Find looks for a binary in the .bin folder of this folder or one above it, and then on PATH.
+// Find looks for a binary in the .bin folder of the folder that this process was started in, of its executable's, or of one
+// above them, and then on PATH.
 func Find(name string) (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", fmt.Errorf("looking for %s: %w", name, err)
+	// PWD and not the working directory: the embedded S3 server changes that to its own folder.
+	roots := []string{os.Getenv("PWD")}
+	if exe, err := os.Executable(); err == nil {
+		roots = append(roots, filepath.Dir(exe))
 	}
-	for {
-		path := filepath.Join(dir, ".bin", name)
-		if info, statErr := os.Stat(path); statErr == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
-			return path, nil
+	for _, dir := range roots {
+		for up := filepath.Dir(dir); filepath.IsAbs(dir); dir, up = up, filepath.Dir(up) {
+			path := filepath.Join(dir, ".bin", name)
+			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+				return path, nil
+			}
+			if up == dir {
+				break
+			}
 		}
-		up := filepath.Dir(dir)
-		if up == dir {
-			break
-		}
-		dir = up
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {

@@ -67,13 +67,12 @@ func (s *Server) serveDingTalk(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
-	if err != nil || len(raw) > dingTalkMaxBytes {
-		refuse(460101, "message too long, exceed 20000 bytes")
-		return
+	m, code := parseDingTalk(raw)
+	if err != nil {
+		code = codeTooLong
 	}
-	m, ok := parseDingTalk(raw)
-	if !ok {
-		refuse(40035, "invalid parameters")
+	if code != 0 {
+		refuse(code, map[int]string{codeTooLong: "message too long, exceed 20000 bytes", codeBadParams: "invalid parameters"}[code])
 		return
 	}
 	s.accept(m)
@@ -98,12 +97,27 @@ func (s *Server) signed(q url.Values) bool {
 	return hmac.Equal([]byte(want), []byte(q.Get("sign")))
 }
 
-func parseDingTalk(raw []byte) (Message, bool) {
+// Error codes of a message's body.
+const (
+	codeTooLong   = 460101
+	codeBadParams = 40035
+)
+
+// CheckDingTalk returns the robot's errcode for a message's body, 0 for a good one. It is for tests of an encoder.
+func CheckDingTalk(raw []byte) int {
+	_, code := parseDingTalk(raw)
+	return code
+}
+
+func parseDingTalk(raw []byte) (m Message, code int) {
+	if len(raw) > dingTalkMaxBytes {
+		return m, codeTooLong
+	}
 	var p dingTalkPayload
 	if err := json.Unmarshal(raw, &p); err != nil {
-		return Message{}, false
+		return m, codeBadParams
 	}
-	m := Message{Kind: DingTalk, Raw: raw}
+	m = Message{Kind: DingTalk, Raw: raw}
 	switch p.MsgType {
 	case "text":
 		m.Title, _, _ = strings.Cut(p.Text.Content, "\n")
@@ -116,5 +130,8 @@ func parseDingTalk(raw []byte) (Message, bool) {
 			m.Text += "\n\n[" + b.Title + "](" + b.ActionURL + ")"
 		}
 	}
-	return m, m.Title != "" && m.Text != ""
+	if m.Title == "" || m.Text == "" {
+		return m, codeBadParams
+	}
+	return m, 0
 }

@@ -70,12 +70,8 @@ func (s *Server) serveSlack(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusBadRequest, "invalid_payload")
 		return
 	}
-	var p slackPayload
-	if err := json.Unmarshal(raw, &p); err != nil {
-		answer(w, http.StatusBadRequest, "invalid_payload")
-		return
-	}
-	if problem := checkSlack(p); problem != "" {
+	p, problem := parseSlack(raw)
+	if problem != "" {
 		answer(w, http.StatusBadRequest, problem)
 		return
 	}
@@ -85,6 +81,19 @@ func (s *Server) serveSlack(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer(w, http.StatusOK, "ok")
+}
+
+// CheckSlack returns Slack's word for what is wrong with a message's body, or nothing. It is for tests of an encoder.
+func CheckSlack(raw []byte) string {
+	_, problem := parseSlack(raw)
+	return problem
+}
+
+func parseSlack(raw []byte) (p slackPayload, problem string) {
+	if err := json.Unmarshal(raw, &p); err != nil {
+		return p, "invalid_payload"
+	}
+	return p, checkSlack(p)
 }
 
 func units(s string) int { return len(utf16.Encode([]rune(s))) }

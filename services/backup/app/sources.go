@@ -24,11 +24,11 @@ type pingable interface {
 func openSource(t config.Target) (pingable, error) {
 	switch {
 	case t.Etcd != nil:
-		return etcd.New(*t.Etcd)
+		return etcd.New(*t.Etcd, etcd.Options{}), nil
 	case t.Consul != nil:
-		return consul.New(*t.Consul)
+		return consul.New(*t.Consul, consul.Options{}), nil
 	case t.Nomad != nil:
-		return nomad.New(*t.Nomad)
+		return nomad.New(*t.Nomad, nomad.Options{}), nil
 	}
 	return nil, fmt.Errorf("target %s has no source", t.Name)
 }
