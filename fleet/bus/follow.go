@@ -16,7 +16,8 @@ type Follower struct {
 	// Filters are the subjects to watch. They must not overlap.
 	Filters []string
 	// Message is called for the last message of every subject and then for each new one, in the stream's order. After
-	// an interruption the last messages may come again.
+	// an interruption the last messages may come again; and if there was none yet before it, only the last message of
+	// each subject that came meanwhile.
 	Message func(context.Context, *Message)
 	// CaughtUp is called once when all that was there at the start has been seen, also when that was nothing.
 	CaughtUp func()

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -294,9 +295,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *Fault) {
 		<-r.Context().Done()
 		return
 	}
-	for k, v := range f.Header {
-		w.Header()[k] = v
-	}
+	maps.Copy(w.Header(), f.Header)
 	body := f.Body
 	if body == "" {
 		body = dingTalkBody(f.ErrCode, f.ErrMsg)
@@ -310,8 +309,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *Fault) {
 
 func answer(w http.ResponseWriter, status int, body string) {
 	w.WriteHeader(status)
-	//nolint:errcheck // the client has gone; there is nobody to tell
-	_, _ = w.Write([]byte(body))
+	_, _ = w.Write([]byte(body)) // an error means that the client has gone; there is nobody to tell
 }
 
 func dingTalkBody(code int, msg string) string {

@@ -1,0 +1,129 @@
+package deliver
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+)
+
+// Run routes and delivers until the context ends.
+func (d *Deliverer) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return d.o.Bus.Consume(ctx, bus.Consumer{
+			Stream: bus.StreamAlerts, Durable: "notifier-route", Filter: bus.SubjectReceived, AckWait: ackWait,
+			Backoff: bus.Exponential(time.Second, time.Minute), Handle: d.route, OnDead: d.dead,
+		})
+	})
+	g.Go(func() error { return d.supervise(ctx) })
+	return g.Wait()
+}
+
+// supervise keeps one consumer for each receiver that is configured and for each that still has deliveries. The one of a
+// receiver that is no longer configured puts its deliveries into the dead letters, where they are seen; it keeps running
+// because a message that is being routed now may still arrive.
+func (d *Deliverer) supervise(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	failed := make(chan error, 1)
+	running := map[string]*worker{}
+	defer func() {
+		cancel()
+		for _, w := range running {
+			w.stop()
+		}
+	}()
+	ticker := time.NewTicker(relist)
+	defer ticker.Stop()
+	for {
+		d.ensure(ctx, running, failed)
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case <-d.o.Changed:
+		case <-ticker.C:
+		}
+	}
+}
+
+// worker is the consumer of one receiver.
+type worker struct {
+	giveUpAfter time.Duration
+	cancel      context.CancelFunc
+	done        chan struct{}
+}
+
+func (w *worker) stop() {
+	w.cancel()
+	<-w.done
+}
+
+// ensure starts what is missing, and starts anew what has another give_up_after.
+func (d *Deliverer) ensure(ctx context.Context, running map[string]*worker, failed chan<- error) {
+	cfg := d.o.Config()
+	for _, name := range d.receivers(ctx, cfg) {
+		w := running[name]
+		if w != nil && w.giveUpAfter == cfg.Notifier.GiveUpAfter {
+			continue
+		}
+		if w != nil {
+			w.stop()
+		}
+		running[name] = d.start(ctx, name, cfg.Notifier.GiveUpAfter, failed)
+	}
+}
+
+// receivers are those of the configuration and of the stream.
+func (d *Deliverer) receivers(ctx context.Context, cfg *config.Config) []string {
+	names := make([]string, 0, len(cfg.Notifier.Receivers))
+	for _, r := range cfg.Notifier.Receivers {
+		names = append(names, r.Name)
+	}
+	subjects, err := d.o.Bus.Subjects(ctx, bus.StreamAlerts, bus.DeliverySubject("*"))
+	if err != nil {
+		if ctx.Err() == nil {
+			d.o.Logger.WarnContext(ctx, "could not list waiting deliveries; will look again", slog.Any("err", err))
+		}
+		return names
+	}
+	for subject := range subjects {
+		name := strings.TrimPrefix(subject, bus.DeliverySubject(""))
+		if !config.ValidName(name) {
+			d.o.Logger.ErrorContext(ctx, "deliveries wait for what cannot be a receiver", slog.String("subject", subject))
+			continue
+		}
+		names = append(names, name)
+	}
+	return names
+}
+
+func (d *Deliverer) start(ctx context.Context, name string, giveUpAfter time.Duration, failed chan<- error) *worker {
+	ctx, cancel := context.WithCancel(ctx)
+	w := &worker{giveUpAfter: giveUpAfter, cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(w.done)
+		err := d.o.Bus.Consume(ctx, bus.Consumer{
+			Stream: bus.StreamAlerts, Durable: "deliver-" + name, Filter: bus.DeliverySubject(name),
+			// In order: a resolved message must not overtake the firing one that waits for its retry.
+			Ordered: true, AckWait: ackWait, GiveUpAfter: giveUpAfter,
+			Backoff: bus.Exponential(time.Second, 2*time.Minute),
+			Handle:  func(ctx context.Context, m *bus.Message) error { return d.deliver(ctx, name, m) },
+			OnDead:  d.dead,
+		})
+		if err != nil {
+			select {
+			case failed <- fmt.Errorf("receiver %s: %w", name, err):
+			default:
+			}
+		}
+	}()
+	return w
+}

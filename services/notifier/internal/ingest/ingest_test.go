@@ -1,0 +1,233 @@
+package ingest_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/ingest"
+)
+
+// store keeps what it is given, as JetStream would: encoded, and refused when larger than its default payload.
+type store struct {
+	err     error
+	deadErr error
+	all     []bus.Outgoing
+	dead    []*lifeboatv1.DeadLetter
+}
+
+func (s *store) PublishAll(_ context.Context, all []bus.Outgoing) error {
+	if s.err != nil {
+		return s.err
+	}
+	for _, o := range all {
+		b, err := protojson.Marshal(o.Message)
+		if err != nil {
+			return err
+		}
+		if len(b) > 1<<20-4096 {
+			return fmt.Errorf("%d bytes are too large", len(b))
+		}
+	}
+	s.all = append(s.all, all...)
+	return nil
+}
+
+func (s *store) DeadLetter(_ context.Context, _ string, d *lifeboatv1.DeadLetter) error {
+	if s.deadErr == nil {
+		s.dead = append(s.dead, d)
+	}
+	return s.deadErr
+}
+
+func (s *store) notifications() []*lifeboatv1.Notification {
+	var out []*lifeboatv1.Notification
+	for _, o := range s.all {
+		if n, ok := o.Message.(*lifeboatv1.Notification); ok {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+func serve(s *store, method, body string) int {
+	h := ingest.New(ingest.Options{
+		Store: s, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Now: time.Now,
+	})
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(method, ingest.Path, strings.NewReader(body)))
+	return w.Code
+}
+
+// webhook034 is one of Alertmanager 0.34, with a field that does not exist yet.
+const webhook034 = `{"receiver":"team\\.x","status":"resolved","alerts":[
+ {"status":"resolved","labels":{"alertname":"B"},"annotations":{},"startsAt":"2026-11-21T04:00:00Z","endsAt":"2026-11-21T05:00:00Z","generatorURL":"http://p","fingerprint":"2"},
+ {"status":"firing","labels":{"alertname":"A"},"annotations":{"summary":"s"},"startsAt":"2026-11-21T04:00:00.5+08:00","endsAt":"0001-01-01T00:00:00Z","generatorURL":"","fingerprint":"1"}],
+ "groupLabels":{"g":"1"},"commonLabels":{},"commonAnnotations":{},"routeLabels":{"r":"1"},"externalURL":"http://am",
+ "version":"4","groupKey":"{}:{g=\"1\"}","truncatedAlerts":7,"notification_reason":"repeat","from_the_future":[{}]}`
+
+func TestWebhookIsStoredWithAllThatMatters(t *testing.T) {
+	t.Parallel()
+	s := &store{}
+	require.Equal(t, http.StatusOK, serve(s, http.MethodPost, webhook034))
+	require.Len(t, s.all, 1)
+	n := s.notifications()[0]
+	assert.Equal(t, bus.SubjectReceived, s.all[0].Subject)
+	assert.Equal(t, n.GetId(), s.all[0].ID)
+	assert.Equal(t, "alertmanager", n.GetOrigin())
+	assert.Equal(t, "team.x", n.GetReceiver())
+	assert.EqualValues(t, 7, n.GetTruncatedAlerts())
+	require.Len(t, n.GetAlerts(), 2)
+	assert.Equal(t, "A", n.GetAlerts()[0].GetLabels()["alertname"], "firing first")
+	assert.Nil(t, n.GetAlerts()[0].GetEndsAt(), "a firing alert has no end")
+	assert.Equal(t, "2026-11-20T20:00:00.5Z", n.GetAlerts()[0].GetStartsAt().AsTime().Format(time.RFC3339Nano))
+	assert.Equal(t, "resolved", n.GetAlerts()[1].GetStatus())
+	assert.NotNil(t, n.GetAlerts()[1].GetEndsAt())
+}
+
+func TestARetryHasTheSameIDAndARefireDoesNot(t *testing.T) {
+	t.Parallel()
+	id := func(body string) string {
+		s := &store{}
+		require.Equal(t, http.StatusOK, serve(s, http.MethodPost, body))
+		return s.all[0].ID
+	}
+	first := id(webhook034)
+	assert.Equal(t, first, id(webhook034))
+	for what, change := range map[string][2]string{
+		"the alert fires anew":    {"2026-11-21T04:00:00.5", "2026-11-21T06:00:00.5"},
+		"another receiver":        {`team\\.x`, `team\\.y`},
+		"another group":           {`{g=\"1\"}`, `{g=\"2\"}`},
+		"the other one fires too": {`"status":"resolved","labels"`, `"status":"firing","labels"`},
+		"another alert":           {`"fingerprint":"1"`, `"fingerprint":"3"`},
+	} {
+		assert.NotEqual(t, first, id(strings.Replace(webhook034, change[0], change[1], 1)), what)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		method, body string
+		store        store
+		want, dead   int
+	}{
+		"GET":                     {method: http.MethodGet, want: 405},
+		"not JSON":                {method: "POST", body: "hello", want: 400, dead: 1},
+		"empty":                   {method: "POST", want: 400, dead: 1},
+		"version 3":               {method: "POST", body: strings.Replace(webhook034, `"4"`, `"3"`, 1), want: 400, dead: 1},
+		"no version":              {method: "POST", body: `{"alerts":[{"status":"firing"}]}`, want: 400, dead: 1},
+		"no alerts":               {method: "POST", body: `{"version":"4","alerts":[]}`, want: 400, dead: 1},
+		"unknown status":          {method: "POST", body: `{"version":"4","alerts":[{"status":"on"}]}`, want: 400, dead: 1},
+		"year 0":                  {method: "POST", body: `{"version":"4","alerts":[{"status":"firing","startsAt":"0000-01-01T00:00:00Z"}]}`, want: 400, dead: 1},
+		"trailing":                {method: "POST", body: webhook034 + "{}", want: 400, dead: 1},
+		"too large":               {method: "POST", body: strings.Repeat(" ", 16<<20+1), want: 413, dead: 1},
+		"NATS is away":            {method: "POST", body: webhook034, store: store{err: errors.New("no responders")}, want: 503},
+		"malformed, NATS is away": {method: "POST", body: "hello", store: store{deadErr: errors.New("no responders")}, want: 503},
+		"too large, NATS is away": {method: "POST", body: strings.Repeat(" ", 16<<20+1), store: store{deadErr: errors.New("no")}, want: 503},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := c.store
+			assert.Equal(t, c.want, serve(&s, c.method, c.body))
+			assert.Len(t, s.dead, c.dead)
+			assert.Empty(t, s.all)
+			for _, d := range s.dead {
+				assert.Equal(t, "webhook", d.GetSubject())
+				assert.NotEmpty(t, d.GetReason())
+			}
+		})
+	}
+}
+
+func TestALargeGroupIsSplitAndNothingIsLost(t *testing.T) {
+	t.Parallel()
+	const count = 8000
+	alerts := make([]map[string]any, count)
+	for i := range alerts {
+		alerts[i] = map[string]any{
+			"status": "firing", "fingerprint": fmt.Sprint(i), "startsAt": "2026-11-21T04:00:00Z",
+			"labels":      map[string]string{"alertname": "Many", "instance": fmt.Sprint(i)},
+			"annotations": map[string]string{"description": strings.Repeat("<日本語>&", 60)},
+		}
+	}
+	body, err := json.Marshal(map[string]any{"version": "4", "groupKey": "g", "alerts": alerts})
+	require.NoError(t, err)
+	s := &store{}
+	require.Equal(t, http.StatusOK, serve(s, http.MethodPost, string(body)))
+	seen, ids := map[string]bool{}, map[string]bool{}
+	for i, n := range s.notifications() {
+		ids[n.GetId()] = true
+		assert.EqualValues(t, i+1, n.GetPart())
+		assert.EqualValues(t, len(s.all), n.GetParts())
+		for _, a := range n.GetAlerts() {
+			seen[a.GetFingerprint()] = true
+		}
+		b, err := protojson.Marshal(n)
+		require.NoError(t, err)
+		assert.LessOrEqual(t, len(b), 600<<10)
+	}
+	assert.Greater(t, len(s.all), 5)
+	assert.Len(t, ids, len(s.all))
+	assert.Len(t, seen, count)
+}
+
+func TestAMonstrousAlertIsCutNotRefused(t *testing.T) {
+	t.Parallel()
+	labels := map[string]string{"alertname": "Huge", "severity": "critical", "big": strings.Repeat("é", 1<<20)}
+	for i := range 50_000 {
+		labels[fmt.Sprintf("l%d", i)] = "v"
+	}
+	body, err := json.Marshal(map[string]any{
+		"version": "4", "groupKey": strings.Repeat("k", 1<<20), "commonLabels": labels, "groupLabels": labels,
+		"alerts": []any{map[string]any{
+			"status": "firing", "labels": labels, "fingerprint": strings.Repeat("f", 1<<20),
+			"annotations": map[string]string{"summary": strings.Repeat("s", 1<<20), "runbook_url": "https://rb/huge"},
+		}},
+	})
+	require.NoError(t, err)
+	s := &store{}
+	require.Equal(t, http.StatusOK, serve(s, http.MethodPost, string(body)))
+	a := s.notifications()[0].GetAlerts()[0]
+	assert.Equal(t, "critical", a.GetLabels()["severity"])
+	assert.Equal(t, "https://rb/huge", a.GetAnnotations()["runbook_url"])
+	assert.Contains(t, a.GetAnnotations()["summary"], "(cut)")
+}
+
+func FuzzWebhook(f *testing.F) {
+	f.Add([]byte(webhook034))
+	f.Add([]byte(`{"version":"4","alerts":[{"status":"resolved","endsAt":"9999-12-31T23:59:59Z"}]}`))
+	f.Add([]byte("{\"version\":\"4\",\"alerts\":[{\"status\":\"firing\",\"labels\":{\"\xff\":\"\\ud800\"}}]}"))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		s := &store{}
+		code := serve(s, http.MethodPost, string(body))
+		switch code {
+		case http.StatusOK:
+			// Whatever is taken can be stored, and is the same when it comes again.
+			require.NotEmpty(t, s.all)
+			again := &store{}
+			require.Equal(t, code, serve(again, http.MethodPost, string(body)))
+			require.Equal(t, s.all[0].ID, again.all[0].ID)
+		case http.StatusBadRequest:
+			require.Len(t, s.dead, 1)
+			require.True(t, bytes.Equal(body, s.dead[0].GetPayload()))
+		default:
+			require.Equal(t, http.StatusRequestEntityTooLarge, code)
+		}
+	})
+}
