@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -123,27 +124,12 @@ func (f *fleet) throttle(p *toxiproxy.Proxy, kb int64) {
 // Guarantees 2 and 3, with a worker that is killed with -9 in the middle of its upload: its job is done by another one,
 // once, and what is committed is whole.
 func TestGuarantee2And3AKilledWorkersJobIsDoneOnce(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 4))
 	f := start(t, "")
-	for i := range 3000 { // incompressible, so that the upload takes a while
-		v := make([]byte, 1500)
-		for j := range v {
-			v[j] = byte(r.Uint32())
-		}
-		_, err := f.client.Put(t.Context(), fmt.Sprintf("/big/%d", i), string(v))
-		require.NoError(t, err)
-	}
+	f.fill(t)
 	p := f.slowS3(1000)
 	first := f.run("backup")
 	f.publish("lifeboat.job.snapshot.etcd-prod")
-	require.Eventually(t, func() bool { return f.inFlight() > 0 }, 30*time.Second, 20*time.Millisecond)
-	multipart := filepath.Join(f.s3.Dir, f.s3.Config.Bucket, ".sgwtmp")
-	require.Eventually(t, func() bool {
-		entries, err := os.ReadDir(multipart)
-		return err == nil && len(entries) > 0
-	}, 30*time.Second, 10*time.Millisecond, "the upload has begun")
+	f.uploading()
 	require.NoError(t, first.Kill())
 	assert.Empty(t, f.manifests("etcd-prod"))
 	require.NoError(t, p.Toxics.RemoveToxic(t.Context(), "slow"))
@@ -157,6 +143,57 @@ func TestGuarantee2And3AKilledWorkersJobIsDoneOnce(t *testing.T) {
 	assert.Equal(t, "1", f.event("lifeboat.event.verify.passed.etcd-prod", nil).GetAttributes()["checked"])
 	f.publish("lifeboat.job.drill.etcd-prod")
 	f.event("lifeboat.event.drill.passed.etcd-prod", nil)
+}
+
+// Guarantee 2, with a worker that is stopped in the middle of its upload until its job was given to another one, and then
+// goes on: it can neither commit nor replace what the other one stored.
+func TestGuarantee2AStoppedWorkerThatWakesUpCannotCommit(t *testing.T) {
+	f := start(t, "")
+	f.fill(t)
+	p := f.slowS3(1000)
+	stopped := f.run("backup")
+	f.publish("lifeboat.job.snapshot.etcd-prod")
+	f.uploading()
+	require.NoError(t, stopped.Signal(syscall.SIGSTOP))
+	require.NoError(t, p.Toxics.RemoveToxic(t.Context(), "slow"))
+	f.run("backup")
+	e := f.event("lifeboat.event.snapshot.committed.etcd-prod", nil)
+	assert.Equal(t, "lifeboat-backup", strings.Split(e.GetActor(), "@")[0])
+	require.NoError(t, stopped.Signal(syscall.SIGCONT))
+	// Its upload is refused, or its commit; either way it records that it was interrupted.
+	f.event("lifeboat.event.snapshot.interrupted.etcd-prod", nil)
+	all := f.manifests("etcd-prod")
+	require.Len(t, all, 1)
+	f.publish("lifeboat.job.verify.etcd-prod")
+	assert.Equal(t, "0", f.event("lifeboat.event.verify.passed.etcd-prod", nil).GetAttributes()["damaged"])
+	f.publish("lifeboat.job.drill.etcd-prod")
+	f.event("lifeboat.event.drill.passed.etcd-prod", nil)
+}
+
+// fill puts data into etcd that does not compress, so that its upload takes a while.
+func (f *fleet) fill(t *testing.T) {
+	t.Helper()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 4))
+	for i := range 3000 {
+		v := make([]byte, 1500)
+		for j := range v {
+			v[j] = byte(r.Uint32())
+		}
+		_, err := f.client.Put(t.Context(), fmt.Sprintf("/big/%d", i), string(v))
+		require.NoError(t, err)
+	}
+}
+
+// uploading waits until a worker has begun, and then for a random moment of the seconds that its upload takes.
+func (f *fleet) uploading() {
+	f.t.Helper()
+	f.event("lifeboat.event.snapshot.started.etcd-prod", nil)
+	moment := time.Duration(rand.IntN(2000)) * time.Millisecond
+	f.t.Logf("the fault comes after %s", moment)
+	<-time.After(moment)
+	require.Equal(f.t, 1, f.inFlight(), "the job is still under way")
 }
 
 // inFlight counts the jobs that a worker has and has not settled.

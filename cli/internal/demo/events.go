@@ -107,7 +107,7 @@ func (e *events) count(noun, verb string) int {
 	return n
 }
 
-// publishJob publishes an empty payload, as `nats pub SUBJECT ''` does, again while the stream refuses it because a job
+// publishJob publishes an empty payload, as `nats pub SUBJECT ”` does, again while the stream refuses it because a job
 // of the subject waits or runs.
 func (e *events) publishJob(ctx context.Context, subject string) error {
 	js, err := jetstream.New(e.nc)

@@ -35,7 +35,8 @@ func openSource(t config.Target) (pingable, error) {
 
 func newSource(t config.Target) (worker.Source, error) { return openSource(t) }
 
-const pingTimeout = 5 * time.Second
+// A little more than a source's own timeouts, so that the source can say the reason.
+const pingTimeout = 8 * time.Second
 
 // reachability holds the service unready until every target has answered once. Later outages are a target's alert, not
 // a reason to take the worker out: the other targets still need it.

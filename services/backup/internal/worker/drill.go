@@ -23,7 +23,7 @@ func (w *Worker) drill(ctx context.Context, j job) error {
 		return err
 	}
 	report := drill.Run(ctx, drill.Input{
-		Manifest: m, DrillID: j.id, JobID: j.id, Version: w.Version, Dir: w.ScratchDir, Clock: w.Clock,
+		Manifest: m, DrillID: j.id, JobID: j.id, Version: w.Version, Dir: w.ScratchDir, Clock: w.Clock, TraceID: traceID(ctx),
 		Open: func(ctx context.Context) (io.ReadCloser, error) { return OpenDecoded(ctx, w.Objects, m, ids) },
 	})
 	if ctx.Err() != nil {

@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"
@@ -35,32 +36,47 @@ func (w *Worker) snapshot(ctx context.Context, j job) error {
 			log.WarnContext(ctx, "could not release the claim; the next job takes it over", slog.Any("err", err))
 		}
 	}()
+	w.attempt(ctx, j, "started", "")
+	m, err := w.take(ctx, j, claim)
+	if err != nil {
+		w.attempt(context.WithoutCancel(ctx), j, "interrupted", err.Error())
+		return err
+	}
+	return w.committed(ctx, j, m)
+}
+
+// attempt records that an attempt began or ended without a snapshot.
+func (w *Worker) attempt(ctx context.Context, j job, verb, message string) {
+	w.emit(ctx, &lifeboatv1.Event{
+		Id: fmt.Sprintf("snapshot.%s.%s.%d", verb, j.id, j.msg.Attempt), Noun: "snapshot", Verb: verb,
+		Target: j.target.Name, JobId: j.id, RequestedBy: j.requestedBy(), Message: message,
+		Attributes: map[string]string{"attempt": fmt.Sprint(j.msg.Attempt)},
+	})
+}
+
+// take uploads, reads back and commits.
+func (w *Worker) take(ctx context.Context, j job, claim *bus.Claim) (*lifeboatv1.Manifest, error) {
 	timed, cancel := context.WithTimeout(ctx, j.target.Timeout)
 	defer cancel()
 	m, err := w.prepare(timed, j)
 	if err != nil {
-		w.emit(context.WithoutCancel(ctx), &lifeboatv1.Event{
-			Id: fmt.Sprintf("snapshot.interrupted.%s.%d", j.id, j.msg.Attempt), Noun: "snapshot", Verb: "interrupted",
-			Target: j.target.Name, JobId: j.id, RequestedBy: j.requestedBy(), Message: err.Error(),
-			Attributes: map[string]string{"attempt": fmt.Sprint(j.msg.Attempt)},
-		})
-		return err
+		return nil, err
 	}
 	window, done, err := claim.Commit(ctx)
 	if err != nil {
-		return fmt.Errorf("announcing the commit: %w", err)
+		return nil, fmt.Errorf("announcing the commit: %w", err)
 	}
 	defer done()
 	m.CommittedAt = timestamppb.New(w.Clock())
-	if err := w.Catalog.Commit(window, m); errors.Is(err, store.ErrPrecondition) {
-		// Ours, when an answer was lost and the SDK tried again; or that of a store without conditional writes.
-		if m, err = w.Catalog.Manifest(ctx, j.target.Name, j.id); err != nil {
-			return err
-		}
-	} else if err != nil {
-		return fmt.Errorf("committing: %w", err)
+	err = w.Catalog.Commit(window, m)
+	if errors.Is(err, store.ErrPrecondition) {
+		// Ours, when an answer was lost and the SDK tried again.
+		return w.Catalog.Manifest(ctx, j.target.Name, j.id)
 	}
-	return w.committed(ctx, j, m)
+	if err != nil {
+		return nil, fmt.Errorf("committing: %w", err)
+	}
+	return m, nil
 }
 
 // prepare does everything up to the commit point: upload, read back, and the manifest in memory.
@@ -71,13 +87,10 @@ func (w *Worker) prepare(ctx context.Context, j job) (*lifeboatv1.Manifest, erro
 	}
 	m := &lifeboatv1.Manifest{
 		Format: catalog.Format, Id: j.id, Target: j.target.Name, Kind: kinds()[j.target.Kind()], JobId: j.id, Tick: j.GetTick(),
-		StartedAt: timestamppb.New(w.Clock()), LifeboatVersion: w.Version,
+		StartedAt: timestamppb.New(w.Clock()), LifeboatVersion: w.Version, TraceId: traceID(ctx),
 		Store: &lifeboatv1.StoreCapabilities{
 			ConditionalWrites: caps.ConditionalWrites, Endpoint: caps.Endpoint, Bucket: caps.Bucket,
 		},
-	}
-	if sc := trace.SpanContextFromContext(ctx); sc.HasTraceID() {
-		m.TraceId = sc.TraceID().String()
 	}
 	if err := w.upload(ctx, j, m, caps.ConditionalWrites); err != nil {
 		return nil, err
@@ -180,6 +193,13 @@ func (w *Worker) passed(j job, took time.Duration) {
 	w.metrics.ended.WithLabelValues(work, j.target.Name, "passed").Inc()
 	w.metrics.seconds.WithLabelValues(work, j.target.Name).Observe(took.Seconds())
 	w.metrics.lastSuccess.WithLabelValues(work, j.target.Name).Set(float64(w.Clock().Unix()))
+}
+
+func traceID(ctx context.Context) string {
+	if sc := trace.SpanContextFromContext(ctx); sc.HasTraceID() {
+		return sc.TraceID().String()
+	}
+	return ""
 }
 
 // kinds are the configuration's words for the manifest's.

@@ -303,53 +303,6 @@ func TestAnAttemptAfterADamagedUploadReplacesIt(t *testing.T) {
 	require.Len(t, f.snapshots(), 1)
 }
 
-// Guarantee 2: a worker that is paused after its upload, long enough for its job to be given to another one, can neither
-// commit nor replace what the other one stored.
-func TestGuarantee2APausedWorkerCannotCommit(t *testing.T) {
-	f := newFleet(t)
-	paused, wake := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	first := true
-	var mu sync.Mutex
-	f.source = func(ctx context.Context) (io.Reader, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if !first {
-			return strings.NewReader(export), nil
-		}
-		first = false
-		// The first worker's source stops in the middle, deaf to its context, as a stopped process is.
-		return io.MultiReader(strings.NewReader(`[{"key":"stale"`), readerFunc(func([]byte) (int, error) {
-			once.Do(func() { close(paused) })
-			<-wake
-			return 0, io.EOF
-		})), nil
-	}
-	stopFirst := f.work("w1")
-	f.publish(config.WorkSnapshot, target, "")
-	<-paused
-	f.nats.Stop() // cuts the heartbeats of the first worker; the server forgets nothing
-	require.NoError(t, f.nats.Restart())
-	f.work("w2")
-	m := f.event("snapshot", "committed", target).GetManifest()
-	close(wake)
-	stopFirst()
-
-	all := f.snapshots()
-	require.Len(t, all, 1)
-	assert.Equal(t, m.GetData().GetStored().GetSha256(), all[0].GetData().GetStored().GetSha256())
-	r, err := worker.OpenDecoded(t.Context(), f.objects, all[0].Manifest, nil)
-	require.NoError(t, err)
-	got, err := io.ReadAll(r)
-	require.NoError(t, err, "the committed data is what its manifest says")
-	require.NoError(t, r.Close())
-	assert.Equal(t, export, string(got))
-}
-
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
-
 // A worker that died between its manifest and its event: the next delivery finds the manifest and tells of it.
 func TestACommitWithoutItsEventIsToldByTheNextAttempt(t *testing.T) {
 	f := newFleet(t)

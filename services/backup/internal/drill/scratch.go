@@ -1,0 +1,111 @@
+package drill
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+const (
+	scratchPrefix = "lifeboat-drill-"
+	// newPrefix is the name of a folder that is not locked yet. Nothing but the folder itself is ever under that name.
+	newPrefix = ".lifeboat-drill-new-"
+	// walSize is what a fresh etcd allocates for its log.
+	walSize = 64 << 20
+)
+
+// scratch is a folder that belongs to one drill. Whoever runs holds a lock on it, which ends with the process however
+// that ends: a folder without a lock is a leftover. A process id in the name could have been given to another process.
+type scratch struct {
+	dir  string
+	lock *os.File
+}
+
+// newScratch removes what earlier drills of dead processes left in parent, and makes a folder there.
+func newScratch(parent string) (*scratch, error) {
+	if err := sweep(parent); err != nil {
+		return nil, err
+	}
+	// The folder gets its name only once it is locked: under that name nobody ever sees it without a lock.
+	fresh, err := os.MkdirTemp(parent, newPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("making a scratch folder: %w", err)
+	}
+	s := &scratch{dir: fresh}
+	if s.lock, err = tryLock(fresh); err != nil {
+		return nil, errors.Join(fmt.Errorf("locking a scratch folder: %w", err), s.remove())
+	}
+	named := filepath.Join(parent, scratchPrefix+strings.TrimPrefix(filepath.Base(fresh), newPrefix))
+	if err := os.Rename(fresh, named); err != nil {
+		return nil, errors.Join(fmt.Errorf("naming a scratch folder: %w", err), s.remove())
+	}
+	s.dir = named
+	return s, nil
+}
+
+// remove deletes the folder and lets go of its lock.
+func (s *scratch) remove() error {
+	err := os.RemoveAll(s.dir)
+	if s.lock != nil {
+		err = errors.Join(err, s.lock.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("removing a scratch folder: %w", err)
+	}
+	return nil
+}
+
+// sweep removes scratch folders whose drill is no more.
+func sweep(parent string) error {
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return fmt.Errorf("looking for leftovers of earlier drills: %w", err)
+	}
+	for _, e := range entries {
+		if !e.IsDir() || !strings.HasPrefix(e.Name(), scratchPrefix) {
+			continue
+		}
+		left := scratch{dir: filepath.Join(parent, e.Name())}
+		left.lock, err = tryLock(left.dir)
+		switch {
+		case errors.Is(err, syscall.EWOULDBLOCK), errors.Is(err, os.ErrNotExist):
+			continue // in use, or its drill has just ended
+		case err != nil:
+			return fmt.Errorf("looking at the leftovers of an earlier drill: %w", err)
+		}
+		if err := left.remove(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tryLock locks a folder. syscall.EWOULDBLOCK means that somebody else has.
+func tryLock(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(&os.PathError{Op: "flock", Path: dir, Err: err}, f.Close())
+	}
+	return f, nil
+}
+
+// checkRoom fails early when the disk cannot hold the snapshot and the server that is made of it: a full disk would
+// hurt others than the drill.
+func (s *scratch) checkRoom(snapshot int64) error {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(s.dir, &fs); err != nil {
+		return fmt.Errorf("asking how much room there is: %w", err)
+	}
+	need := 2*snapshot + snapshot/10 + 2*walSize
+	free := int64(fs.Bavail) * int64(fs.Bsize) //nolint:gosec,unconvert // both fit, and their types differ by platform
+	if free < need {
+		return fmt.Errorf("a drill needs %d bytes in the scratch folder and %d are free", need, free)
+	}
+	return nil
+}
