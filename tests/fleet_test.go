@@ -40,7 +40,7 @@ func webhook(alerts ...map[string]string) map[string]any {
 }
 
 func TestTheWholeLineAsProcesses(t *testing.T) {
-	f := start(t, "")
+	f := start(t)
 	b, err := os.ReadFile(f.config)
 	require.NoError(t, err)
 	f.write("lifeboat.yaml", strings.Replace(string(b), "    timeout: 5m\n",
@@ -48,10 +48,10 @@ func TestTheWholeLineAsProcesses(t *testing.T) {
 	f.run("scheduler")
 	f.run("backup")
 	f.run("notifier")
-	e := f.event("lifeboat.event.snapshot.committed.etcd-prod", nil)
+	e := f.event("lifeboat.event.snapshot.committed.etcd-prod")
 	assert.Equal(t, "scheduler", e.GetRequestedBy())
 	f.publish("lifeboat.job.drill.etcd-prod")
-	drill := f.event("lifeboat.event.drill.passed.etcd-prod", nil).GetDrill()
+	drill := f.event("lifeboat.event.drill.passed.etcd-prod").GetDrill()
 	assert.Equal(t, lifeboatv1.DrillReport_LEVEL_RESTORED, drill.GetLevel())
 	for _, c := range drill.GetComparisons() {
 		assert.True(t, c.GetOk(), c.GetWhat())
@@ -124,7 +124,7 @@ func (f *fleet) throttle(p *toxiproxy.Proxy, kb int64) {
 // Guarantees 2 and 3, with a worker that is killed with -9 in the middle of its upload: its job is done by another one,
 // once, and what is committed is whole.
 func TestGuarantee2And3AKilledWorkersJobIsDoneOnce(t *testing.T) {
-	f := start(t, "")
+	f := start(t)
 	f.fill(t)
 	p := f.slowS3(1000)
 	first := f.run("backup")
@@ -135,20 +135,20 @@ func TestGuarantee2And3AKilledWorkersJobIsDoneOnce(t *testing.T) {
 	require.NoError(t, p.Toxics.RemoveToxic(t.Context(), "slow"))
 	f.run("backup")
 	f.run("backup")
-	e := f.event("lifeboat.event.snapshot.committed.etcd-prod", nil)
+	e := f.event("lifeboat.event.snapshot.committed.etcd-prod")
 	all := f.manifests("etcd-prod")
 	require.Len(t, all, 1)
 	assert.Equal(t, e.GetSnapshotId(), all[0].GetId())
 	f.publish("lifeboat.job.verify.etcd-prod")
-	assert.Equal(t, "1", f.event("lifeboat.event.verify.passed.etcd-prod", nil).GetAttributes()["checked"])
+	assert.Equal(t, "1", f.event("lifeboat.event.verify.passed.etcd-prod").GetAttributes()["checked"])
 	f.publish("lifeboat.job.drill.etcd-prod")
-	f.event("lifeboat.event.drill.passed.etcd-prod", nil)
+	f.event("lifeboat.event.drill.passed.etcd-prod")
 }
 
 // Guarantee 2, with a worker that is stopped in the middle of its upload until its job was given to another one, and then
 // goes on: it can neither commit nor replace what the other one stored.
 func TestGuarantee2AStoppedWorkerThatWakesUpCannotCommit(t *testing.T) {
-	f := start(t, "")
+	f := start(t)
 	f.fill(t)
 	p := f.slowS3(1000)
 	stopped := f.run("backup")
@@ -157,17 +157,17 @@ func TestGuarantee2AStoppedWorkerThatWakesUpCannotCommit(t *testing.T) {
 	require.NoError(t, stopped.Signal(syscall.SIGSTOP))
 	require.NoError(t, p.Toxics.RemoveToxic(t.Context(), "slow"))
 	f.run("backup")
-	e := f.event("lifeboat.event.snapshot.committed.etcd-prod", nil)
+	e := f.event("lifeboat.event.snapshot.committed.etcd-prod")
 	assert.Equal(t, "lifeboat-backup", strings.Split(e.GetActor(), "@")[0])
 	require.NoError(t, stopped.Signal(syscall.SIGCONT))
 	// Its upload is refused, or its commit; either way it records that it was interrupted.
-	f.event("lifeboat.event.snapshot.interrupted.etcd-prod", nil)
+	f.event("lifeboat.event.snapshot.interrupted.etcd-prod")
 	all := f.manifests("etcd-prod")
 	require.Len(t, all, 1)
 	f.publish("lifeboat.job.verify.etcd-prod")
-	assert.Equal(t, "0", f.event("lifeboat.event.verify.passed.etcd-prod", nil).GetAttributes()["damaged"])
+	assert.Equal(t, "0", f.event("lifeboat.event.verify.passed.etcd-prod").GetAttributes()["damaged"])
 	f.publish("lifeboat.job.drill.etcd-prod")
-	f.event("lifeboat.event.drill.passed.etcd-prod", nil)
+	f.event("lifeboat.event.drill.passed.etcd-prod")
 }
 
 // fill puts data into etcd that does not compress, so that its upload takes a while.
@@ -189,7 +189,7 @@ func (f *fleet) fill(t *testing.T) {
 // uploading waits until a worker has begun, and then for a random moment of the seconds that its upload takes.
 func (f *fleet) uploading() {
 	f.t.Helper()
-	f.event("lifeboat.event.snapshot.started.etcd-prod", nil)
+	f.event("lifeboat.event.snapshot.started.etcd-prod")
 	moment := time.Duration(rand.IntN(2000)) * time.Millisecond
 	f.t.Logf("the fault comes after %s", moment)
 	<-time.After(moment)
@@ -210,7 +210,7 @@ func (f *fleet) inFlight() int {
 }
 
 func TestAJobForAnUnknownTargetEndsWithAReason(t *testing.T) {
-	f := start(t, "")
+	f := start(t)
 	p := f.run("backup")
 	f.publish("lifeboat.job.snapshot.no-such-target")
 	d := &lifeboatv1.DeadLetter{}
@@ -218,14 +218,14 @@ func TestAJobForAnUnknownTargetEndsWithAReason(t *testing.T) {
 		return f.last("LIFEBOAT_DEAD", "lifeboat.dead.job.snapshot.no-such-target", d)
 	}, 30*time.Second, 20*time.Millisecond)
 	assert.Contains(t, d.GetReason(), `no target is named "no-such-target"`)
-	f.event("lifeboat.event.job.rejected.no-such-target", nil)
+	f.event("lifeboat.event.job.rejected.no-such-target")
 	select {
 	case <-p.Done():
 		assert.Fail(t, "the worker died of it")
 	default:
 	}
 	f.publish("lifeboat.job.snapshot.etcd-prod")
-	f.event("lifeboat.event.snapshot.committed.etcd-prod", nil)
+	f.event("lifeboat.event.snapshot.committed.etcd-prod")
 }
 
 func TestBadInputExitsWith2AndNamesThePlace(t *testing.T) {
@@ -257,7 +257,7 @@ func TestBadInputExitsWith2AndNamesThePlace(t *testing.T) {
 
 // An unreachable part at start: the service says which, keeps trying, is alive and not ready.
 func TestUnreachablePartsAreNamedAndWaitedFor(t *testing.T) {
-	f := start(t, "")
+	f := start(t)
 	require.NoError(t, f.nats.Kill())
 	good, err := os.ReadFile(f.config)
 	require.NoError(t, err)
@@ -320,7 +320,7 @@ func get(t *testing.T, addr, path string) (int, string) {
 // Guarantee 7: 200 means stored. The notifier is killed with -9 while chats fail; at the end every accepted alert is in
 // both chats or a dead letter.
 func TestGuarantee7NoAcceptedAlertIsLostWhenTheNotifierIsKilled(t *testing.T) {
-	f := start(t, "")
+	f := start(t)
 	p := f.run("notifier")
 	accepted := map[string]bool{}
 	for i := range 12 {
@@ -360,14 +360,14 @@ func TestGuarantee7NoAcceptedAlertIsLostWhenTheNotifierIsKilled(t *testing.T) {
 
 // Guarantee 8: no secret in any log or event of any service.
 func TestGuarantee8NoSecretInLogsEventsOrManifests(t *testing.T) {
-	f := start(t, "")
+	f := start(t)
 	for _, service := range []string{"backup", "notifier"} {
 		f.run(service)
 	}
 	f.chat.FailNext(chattest.Slack, 2, chattest.Fault{Status: http.StatusInternalServerError})
 	f.chat.FailNext(chattest.DingTalk, 2, chattest.Fault{ErrCode: -1, ErrMsg: "system busy"})
 	f.publish("lifeboat.job.snapshot.etcd-prod")
-	f.event("lifeboat.event.snapshot.committed.etcd-prod", nil)
+	f.event("lifeboat.event.snapshot.committed.etcd-prod")
 	require.Eventually(t, func() bool {
 		return f.post(webhook(map[string]string{"alertname": "Leaky", "severity": "critical"})) == http.StatusOK
 	}, 30*time.Second, 50*time.Millisecond)

@@ -64,8 +64,8 @@ type fleet struct {
 	webhook string
 }
 
-// start starts the servers and writes the configuration; extra is put at its end.
-func start(t *testing.T, extra string) *fleet {
+// start starts the servers and writes the configuration.
+func start(t *testing.T) *fleet {
 	t.Helper()
 	f := &fleet{t: t, dir: t.TempDir()}
 	var err error
@@ -98,8 +98,8 @@ notifier:
       - {receiver: slack, matchers: ['severity=~".+"'], continue: true}
       - {receiver: dingtalk, matchers: ['severity=~".+"']}
   runbooks: {base_url: "https://runbooks.example.com"}
-%s`, f.nats.URL, f.s3.Config.Bucket, f.s3.Endpoint, f.s3.Config.AccessKeyIDFile, f.s3.Config.SecretAccessKeyFile,
-		"http://"+f.etcd.Clients[0].Addr().String(), f.webhook, extra))
+`, f.nats.URL, f.s3.Config.Bucket, f.s3.Endpoint, f.s3.Config.AccessKeyIDFile, f.s3.Config.SecretAccessKeyFile,
+		"http://"+f.etcd.Clients[0].Addr().String(), f.webhook))
 	nc, err := nats.Connect(f.nats.URL, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
 	require.NoError(t, err)
 	t.Cleanup(nc.Close)
@@ -205,12 +205,12 @@ func (f *fleet) last(stream, subject string, into proto.Message) bool {
 	return err == nil && protojson.Unmarshal(m.Data, into) == nil
 }
 
-// event waits for the newest event of a subject that fits; nil fits any.
-func (f *fleet) event(subject string, fits func(*lifeboatv1.Event) bool) *lifeboatv1.Event {
+// event waits for an event of a subject and returns the newest.
+func (f *fleet) event(subject string) *lifeboatv1.Event {
 	f.t.Helper()
 	e := &lifeboatv1.Event{}
 	require.Eventually(f.t, func() bool {
-		return f.last("LIFEBOAT_EVENTS", subject, e) && (fits == nil || fits(e))
+		return f.last("LIFEBOAT_EVENTS", subject, e)
 	}, 60*time.Second, 50*time.Millisecond, "no event %s", subject)
 	return e
 }

@@ -14,14 +14,12 @@ import (
 	"text/tabwriter"
 	"time"
 
+	httptransport "github.com/go-openapi/runtime/client"
 	"github.com/go-openapi/strfmt"
+	amclient "github.com/prometheus/alertmanager/api/v2/client"
 	"github.com/prometheus/alertmanager/api/v2/client/alert"
 	"github.com/prometheus/alertmanager/api/v2/models"
 	"github.com/spf13/cobra"
-
-	amclient "github.com/prometheus/alertmanager/api/v2/client"
-
-	httptransport "github.com/go-openapi/runtime/client"
 
 	"github.com/lifeboat-fleet/lifeboat/cli/internal/up"
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
@@ -74,14 +72,14 @@ func run(ctx context.Context, out io.Writer, dir string, kinds []string) (err er
 	if dir, err = filepath.Abs(dir); err != nil {
 		return fmt.Errorf("finding the folder: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err = os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making the demo's folder: %w", err)
 	}
-	logFile, err := os.Create(filepath.Join(dir, "lifeboat.log")) //nolint:gosec // the demo's own folder
+	logFile, err := os.Create(filepath.Join(dir, "lifeboat.log"))
 	if err != nil {
 		return fmt.Errorf("opening the log: %w", err)
 	}
-	defer logFile.Close() //nolint:errcheck // a log
+	defer logFile.Close()
 	log, err := service.NewLogger(logFile, "info")
 	if err != nil {
 		return err
@@ -108,14 +106,20 @@ func run(ctx context.Context, out io.Writer, dir string, kinds []string) (err er
 	return w.print()
 }
 
-// keepLog moves the log out of a folder that is about to be removed.
+// keepLog copies the log out of a folder that is about to be removed, and says where it is then.
 func keepLog(path string) string {
-	kept := filepath.Join(os.TempDir(), "lifeboat-demo.log")
-	b, err := os.ReadFile(path) //nolint:gosec // the demo's own log
-	if err != nil || os.WriteFile(kept, b, 0o600) != nil {
+	kept, err := os.CreateTemp("", "lifeboat-demo-*.log")
+	if err != nil {
 		return path
 	}
-	return kept
+	b, err := os.ReadFile(path)
+	if err == nil {
+		_, err = kept.Write(b)
+	}
+	if errors.Join(err, kept.Close()) != nil {
+		return path
+	}
+	return kept.Name()
 }
 
 // walk is one run through everything.
@@ -131,7 +135,7 @@ type walk struct {
 
 func (w *walk) saw(what, target, detail string) {
 	w.rows = append(w.rows, []string{what, target, time.Since(w.begin).Round(100 * time.Millisecond).String(), detail})
-	fmt.Fprintf(w.out, "  %-28s %-12s %s\n", what, target, detail) //nolint:errcheck // the table at the end says it again
+	fmt.Fprintf(w.out, "  %-28s %-12s %s\n", what, target, detail)
 }
 
 // scheduledSnapshots waits for a scheduled snapshot of each target.
@@ -266,12 +270,12 @@ func (w *walk) inBothChats(ctx context.Context, alertname, runbook string) error
 // print writes the table and the last line.
 func (w *walk) print() error {
 	t := tabwriter.NewWriter(w.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "\nWHAT\tTARGET\tAFTER\tRESULT") //nolint:errcheck // Flush returns the error
+	fmt.Fprintln(t, "\nWHAT\tTARGET\tAFTER\tRESULT")
 	for _, r := range w.rows {
-		fmt.Fprintln(t, strings.Join(r, "\t")) //nolint:errcheck // Flush returns the error
+		fmt.Fprintln(t, strings.Join(r, "\t"))
 	}
 	w.snapshots = w.events.count("snapshot", "committed")
-	fmt.Fprintf(t, "\ndemo: %d snapshots, %d verified, %d drilled, %d alerts delivered\n", //nolint:errcheck // Flush returns it
+	fmt.Fprintf(t, "\ndemo: %d snapshots, %d verified, %d drilled, %d alerts delivered\n",
 		w.snapshots, w.verified, w.drilled, w.delivered)
 	return t.Flush()
 }

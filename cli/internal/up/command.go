@@ -81,8 +81,8 @@ func run(ctx context.Context, o Options) (err error) {
 // Print says where everything listens and what to try.
 func (f *Fleet) Print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	row := func(a, b string) { fmt.Fprintf(w, "  %s\t%s\n", a, b) } //nolint:errcheck // Flush returns the error
-	fmt.Fprintln(w, "\nThe fleet is up.")                           //nolint:errcheck // Flush returns the error
+	row := func(a, b string) { fmt.Fprintf(w, "  %s\t%s\n", a, b) }
+	fmt.Fprintln(w, "\nThe fleet is up.")
 	row("chat page", f.Chat.PageURL())
 	row("NATS", f.NATS.URL())
 	row("S3", f.S3.Endpoint+"  bucket "+f.S3.Config.Bucket)
@@ -103,7 +103,7 @@ func (f *Fleet) Print(out io.Writer) error {
 		row(name, "http://"+f.healthAddrs[name]+"/readyz  /healthz  /metrics")
 	}
 	row("configuration", f.ConfigPath)
-	fmt.Fprintf(w, "\nTry, in another terminal:\n"+ //nolint:errcheck // Flush returns the error
+	fmt.Fprintf(w, "\nTry, in another terminal:\n"+
 		"  lifeboat status -c %[1]s\n  lifeboat snapshot list -c %[1]s\n  lifeboat drill run %[2]s -c %[1]s\n"+
 		"  nats -s %[3]s pub lifeboat.job.drill.%[2]s ''\n\nCtrl-C ends it.\n\n", f.ConfigPath, f.Targets()[0], f.NATS.URL())
 	return w.Flush()

@@ -41,7 +41,7 @@ func (f *Fleet) writeConfig(context.Context) error {
 		"dingtalk-webhook-url": f.Chat.DingTalkURL(), "dingtalk-secret": f.Chat.DingTalkSecret(),
 	} {
 		if name == "age-identity" {
-			if old, err := os.ReadFile(f.path(name)); err == nil {
+			if old, readErr := os.ReadFile(f.path(name)); readErr == nil {
 				// A second run on the same data must still be able to read the first one's snapshots.
 				if identity, err = age.ParseX25519Identity(string(bytes.TrimSpace(old))); err != nil {
 					return fmt.Errorf("reading %s: %w", f.path(name), err)
@@ -49,7 +49,7 @@ func (f *Fleet) writeConfig(context.Context) error {
 				continue
 			}
 		}
-		if err := os.WriteFile(f.path(name), []byte(secret+"\n"), 0o600); err != nil {
+		if err = os.WriteFile(f.path(name), []byte(secret+"\n"), 0o600); err != nil {
 			return fmt.Errorf("writing a secret: %w", err)
 		}
 	}

@@ -41,18 +41,18 @@ func (f *Fleet) seedEtcd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close() //nolint:errcheck // a client of our own server
+	defer c.Close()
 	for _, ns := range []string{"default", "payments", "search"} {
 		for i := range 40 {
 			for _, kind := range []string{"configmaps", "deployments", "secrets"} {
 				key := fmt.Sprintf("/registry/%s/%s/app-%02d", kind, ns, i)
 				value := fmt.Sprintf(`{"kind":%q,"metadata":{"name":"app-%02d","namespace":%q},"data":{"token":%q}}`, kind, i, ns, rand.Text())
-				if _, err := c.Put(ctx, key, value); err != nil {
+				if _, err = c.Put(ctx, key, value); err != nil {
 					return err
 				}
 			}
 		}
-		if _, err := c.Delete(ctx, fmt.Sprintf("/registry/deployments/%s/app-00", ns)); err != nil {
+		if _, err = c.Delete(ctx, fmt.Sprintf("/registry/deployments/%s/app-00", ns)); err != nil {
 			return err
 		}
 	}
@@ -133,7 +133,7 @@ func call(ctx context.Context, method, url string, body []byte) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to its end
+	defer resp.Body.Close()
 	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return nil, err

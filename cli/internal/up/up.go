@@ -171,6 +171,7 @@ func (f *Fleet) startNATS(context.Context) error {
 }
 
 func (f *Fleet) startS3(context.Context) error {
+	//nolint:contextcheck // it runs until Stop, past the context that starts it
 	s, err := s3test.Start(f.path("s3"), "")
 	if err != nil {
 		return err
@@ -213,6 +214,7 @@ func (f *Fleet) startNomad(ctx context.Context) error {
 }
 
 func (f *Fleet) startChat(context.Context) error {
+	//nolint:contextcheck // it runs until Stop, past the context that starts it
 	c, err := chattest.Start(chattest.Options{})
 	if err != nil {
 		return err
@@ -228,7 +230,7 @@ func (f *Fleet) startAlertmanager(ctx context.Context) error {
 		return err
 	}
 	f.WebhookAddr = fmt.Sprintf("127.0.0.1:%d", ports[0])
-	if _, err := bintest.Find("alertmanager"); err != nil {
+	if _, err = bintest.Find("alertmanager"); err != nil {
 		if f.Require {
 			return err
 		}

@@ -32,13 +32,13 @@ func (r *reader) add(cmd *cobra.Command) {
 }
 
 // open reads the configuration and connects to the bucket. targets limits what is listed; all when empty.
-func (r *reader) open(ctx context.Context, targets []string) (*config.Config, *catalog.Catalog, []config.Target, error) {
+func (r *reader) open(ctx context.Context, targets []string) (*catalog.Catalog, []config.Target, error) {
 	if r.output != "table" && r.output != "json" {
-		return nil, nil, nil, &service.UsageError{Err: fmt.Errorf("--output: %q is not table or json", r.output)}
+		return nil, nil, &service.UsageError{Err: fmt.Errorf("--output: %q is not table or json", r.output)}
 	}
 	cfg, err := config.Load(r.config)
 	if err != nil {
-		return nil, nil, nil, &service.UsageError{Err: err}
+		return nil, nil, &service.UsageError{Err: err}
 	}
 	chosen := cfg.Targets
 	if len(targets) > 0 {
@@ -46,16 +46,16 @@ func (r *reader) open(ctx context.Context, targets []string) (*config.Config, *c
 		for _, name := range targets {
 			t, ok := cfg.Target(name)
 			if !ok {
-				return nil, nil, nil, &service.UsageError{Err: fmt.Errorf("no target is named %q in %s", name, r.config)}
+				return nil, nil, &service.UsageError{Err: fmt.Errorf("no target is named %q in %s", name, r.config)}
 			}
 			chosen = append(chosen, t)
 		}
 	}
 	objects, err := s3.New(ctx, cfg.Store)
 	if err != nil {
-		return nil, nil, nil, &service.UsageError{Err: err}
+		return nil, nil, &service.UsageError{Err: err}
 	}
-	return cfg, catalog.New(objects, cfg.Store.Prefix), chosen, nil
+	return catalog.New(objects, cfg.Store.Prefix), chosen, nil
 }
 
 // SnapshotCommand is `lifeboat snapshot`.
@@ -91,7 +91,7 @@ func DrillCommand() *cobra.Command {
 }
 
 func (r *reader) listSnapshots(ctx context.Context, out io.Writer, args []string) error {
-	_, cat, targets, err := r.open(ctx, args)
+	cat, targets, err := r.open(ctx, args)
 	if err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func (r *reader) listSnapshots(ctx context.Context, out io.Writer, args []string
 }
 
 func (r *reader) listDrills(ctx context.Context, out io.Writer, args []string) error {
-	_, cat, targets, err := r.open(ctx, args)
+	cat, targets, err := r.open(ctx, args)
 	if err != nil {
 		return err
 	}

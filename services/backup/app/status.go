@@ -61,7 +61,7 @@ func StatusCommand() *cobra.Command {
 }
 
 func (r *reader) status(ctx context.Context, out io.Writer, args []string) error {
-	_, cat, targets, err := r.open(ctx, args)
+	cat, targets, err := r.open(ctx, args)
 	if err != nil {
 		return err
 	}

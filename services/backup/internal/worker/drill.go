@@ -30,7 +30,7 @@ func (w *Worker) drill(ctx context.Context, j job) error {
 		// Interrupted, not failed: the next delivery runs it again.
 		return context.Cause(ctx)
 	}
-	if err := w.Catalog.AddDrill(ctx, report); err != nil {
+	if err = w.Catalog.AddDrill(ctx, report); err != nil {
 		return err
 	}
 	verb, outcome := "passed", "passed"

@@ -32,8 +32,8 @@ func (w *Worker) snapshot(ctx context.Context, j job) error {
 		return err
 	}
 	defer func() {
-		if err := claim.Release(context.WithoutCancel(ctx)); err != nil {
-			log.WarnContext(ctx, "could not release the claim; the next job takes it over", slog.Any("err", err))
+		if lost := claim.Release(context.WithoutCancel(ctx)); lost != nil {
+			log.WarnContext(ctx, "could not release the claim; the next job takes it over", slog.Any("err", lost))
 		}
 	}()
 	w.attempt(ctx, j, "started", "")
@@ -120,18 +120,19 @@ func (w *Worker) upload(ctx context.Context, j job, m *lifeboatv1.Manifest, cond
 			return err
 		}
 	}
+	size := w.lastSize(ctx, j.target.Name)
 	reading, stop := context.WithCancel(ctx)
 	stream, err := src.Open(reading)
 	if err != nil {
 		stop()
 		return fmt.Errorf("opening the source: %w", err)
 	}
-	defer stream.Close() //nolint:errcheck // read to its end, or given up
+	defer stream.Close() // read to its end, or given up
 	encoded := pipeline.Encode(stream, recipients)
-	defer encoded.Close() //nolint:errcheck // returns nil
+	defer encoded.Close()
 	// Runs first: a source that is waited for must let go before the encoder can end.
 	defer stop()
-	if _, err := w.Objects.Put(ctx, key, encoded, w.lastSize(ctx, j.target.Name), cond); err != nil {
+	if _, err = w.Objects.Put(ctx, key, encoded, size, cond); err != nil {
 		return err
 	}
 	if m.Source, err = stream.Info(ctx); err != nil {

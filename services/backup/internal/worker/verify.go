@@ -86,11 +86,7 @@ func (w *Worker) verifyObject(ctx context.Context, m *lifeboatv1.Manifest) (meth
 		return "", err
 	}
 	if len(m.GetData().GetRecipients()) == 0 || len(ids) > 0 {
-		r, err := OpenDecoded(ctx, w.Objects, m, ids)
-		if err == nil {
-			_, err = io.Copy(io.Discard, r)
-			err = errors.Join(err, r.Close())
-		}
+		err = readWhole(ctx, w.Objects, m, ids)
 		// An identity for other recipients decrypts nothing here, and is no reason not to compare the stored bytes.
 		if !errors.Is(err, pipeline.ErrNoIdentity) {
 			return methodDecoded, err
@@ -100,8 +96,18 @@ func (w *Worker) verifyObject(ctx context.Context, m *lifeboatv1.Manifest) (meth
 	if err != nil {
 		return "", err
 	}
-	defer r.Close() //nolint:errcheck // nothing was written
+	defer r.Close()
 	return methodStored, pipeline.Check(r, m.GetData().GetStored())
+}
+
+// readWhole decodes an object to its end, where its digests are compared.
+func readWhole(ctx context.Context, o Objects, m *lifeboatv1.Manifest, ids []age.Identity) error {
+	r, err := OpenDecoded(ctx, o, m, ids)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, r)
+	return errors.Join(err, r.Close())
 }
 
 // Identities reads the age identity of a configuration; none when none is configured.

@@ -144,8 +144,7 @@ func (w *Worker) OnDead(ctx context.Context, m *bus.Message, failed error) {
 		Id: fmt.Sprintf("%s.failed.%s", work, m.ID()), Noun: string(work), Verb: "failed", Target: target, JobId: m.ID(),
 		Message: failed.Error(), Attributes: map[string]string{"attempts": fmt.Sprint(m.Attempt)},
 	}
-	var rejected *rejectedError
-	if errors.As(failed, &rejected) {
+	if _, ok := errors.AsType[*rejectedError](failed); ok {
 		e.Id, e.Noun, e.Verb = "job.rejected."+m.ID(), "job", "rejected"
 		if !config.ValidName(target) {
 			e.Target = ""

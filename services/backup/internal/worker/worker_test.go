@@ -102,10 +102,10 @@ func (f *fleet) connect(actor string) *bus.Bus {
 	return b
 }
 
-// work runs a worker for all kinds of work until the test ends or stop is called.
-func (f *fleet) work(actor string) (stop func()) {
+// work runs a worker for all kinds of work until the test ends.
+func (f *fleet) work() {
 	f.t.Helper()
-	b := f.connect(actor)
+	b := f.connect("worker")
 	w := worker.New(worker.Options{
 		Config: func() *config.Config { return f.config },
 		NewSource: func(config.Target) (worker.Source, error) {
@@ -126,9 +126,7 @@ func (f *fleet) work(actor string) (stop func()) {
 			}))
 		})
 	}
-	stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
-	f.t.Cleanup(stop)
-	return stop
+	f.t.Cleanup(func() { cancel(); wg.Wait() })
 }
 
 func (f *fleet) publish(work config.Work, target, payload string) {
@@ -181,7 +179,7 @@ func TestASnapshotFromJobToEvent(t *testing.T) {
 	f.config.Encryption = config.Encryption{
 		Recipients: []string{identity.Recipient().String()}, IdentityFile: config.SecretFile(path),
 	}
-	f.work("w1")
+	f.work()
 	f.publish(config.WorkSnapshot, target, "")
 	e := f.event("snapshot", "committed", target)
 	assert.Equal(t, "by hand", e.GetRequestedBy())
@@ -206,12 +204,12 @@ func TestASnapshotFromJobToEvent(t *testing.T) {
 	got, err := io.ReadAll(r)
 	require.NoError(t, err)
 	require.NoError(t, r.Close())
-	assert.Equal(t, export, string(got), "byte for byte what the source sent")
+	assert.Equal(t, []byte(export), got, "byte for byte what the source sent")
 }
 
 func TestAnUnknownTargetIsADeadLetterAndAnEvent(t *testing.T) {
 	f := newFleet(t)
-	f.work("w1")
+	f.work()
 	f.publish(config.WorkSnapshot, "nope", "")
 	assert.Contains(t, f.event("job", "rejected", "nope").GetMessage(), `no target is named "nope"`)
 	d := f.deadLetter("lifeboat.dead.job.snapshot.nope")
@@ -230,7 +228,7 @@ func TestASourceThatFailsIsAnEventAfterTheLastAttempt(t *testing.T) {
 	f.source = func(context.Context) (io.Reader, error) {
 		return nil, errors.New("connection refused by http://127.0.0.1:1")
 	}
-	f.work("w1")
+	f.work()
 	f.publish(config.WorkSnapshot, target, "")
 	e := f.event("snapshot", "failed", target)
 	assert.Contains(t, e.GetMessage(), "connection refused")
@@ -244,7 +242,7 @@ func TestASourceThatDiesHalfWayLeavesNoObject(t *testing.T) {
 	f.source = func(context.Context) (io.Reader, error) {
 		return io.MultiReader(strings.NewReader(strings.Repeat("x", 30<<20)), failing{errors.New("unexpected EOF from the source")}), nil
 	}
-	f.work("w1")
+	f.work()
 	f.publish(config.WorkSnapshot, target, "")
 	f.event("snapshot", "failed", target)
 	assert.Empty(t, f.snapshots())
@@ -286,7 +284,7 @@ func TestGuarantee3ADamagedUploadIsNeverCommitted(t *testing.T) {
 	f := newFleet(t)
 	c := &corrupting{Store: f.objects, server: f.s3, times: 100}
 	f.wrapped = c
-	f.work("w1")
+	f.work()
 	f.publish(config.WorkSnapshot, target, "")
 	assert.Contains(t, f.event("snapshot", "failed", target).GetMessage(), "damaged")
 	assert.Empty(t, f.snapshots())
@@ -296,7 +294,7 @@ func TestAnAttemptAfterADamagedUploadReplacesIt(t *testing.T) {
 	f := newFleet(t)
 	c := &corrupting{Store: f.objects, server: f.s3, times: 1}
 	f.wrapped = c
-	f.work("w1")
+	f.work()
 	f.publish(config.WorkSnapshot, target, "")
 	f.event("snapshot", "committed", target)
 	assert.Contains(t, f.event("snapshot", "interrupted", target).GetMessage(), "damaged")
@@ -327,7 +325,7 @@ func TestACommitWithoutItsEventIsToldByTheNextAttempt(t *testing.T) {
 
 func TestVerifyFindsRotAndNamesIt(t *testing.T) {
 	f := newFleet(t)
-	f.work("w1")
+	f.work()
 	f.publish(config.WorkSnapshot, target, "")
 	m := f.event("snapshot", "committed", target).GetManifest()
 	f.publish(config.WorkVerify, target, "")
@@ -352,14 +350,14 @@ func TestVerifyFindsRotAndNamesIt(t *testing.T) {
 
 func TestADrillWithoutASnapshotFails(t *testing.T) {
 	f := newFleet(t)
-	f.work("w1")
+	f.work()
 	f.publish(config.WorkDrill, target, "")
 	assert.Contains(t, f.event("drill", "failed", target).GetMessage(), "has none yet")
 }
 
 func TestADrillIsReportedBesideItsSnapshot(t *testing.T) {
 	f := newFleet(t)
-	f.work("w1")
+	f.work()
 	f.publish(config.WorkSnapshot, target, "")
 	f.event("snapshot", "committed", target)
 	f.publish(config.WorkDrill, target, "")
@@ -381,7 +379,7 @@ func TestGuarantee8NoSecretLeavesTheWorker(t *testing.T) {
 	// An identity file with a broken line: parsers like to quote those.
 	require.NoError(t, os.WriteFile(path, []byte(identity.String()[:40]), 0o600))
 	f.config.Encryption = config.Encryption{Recipients: []string{identity.Recipient().String()}, IdentityFile: config.SecretFile(path)}
-	f.work("w1")
+	f.work()
 	f.publish(config.WorkSnapshot, target, "")
 	e := f.event("snapshot", "failed", target)
 	assert.Contains(t, e.GetMessage(), "does not hold an age identity")
