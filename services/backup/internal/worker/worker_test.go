@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -204,7 +205,7 @@ func TestASnapshotFromJobToEvent(t *testing.T) {
 	got, err := io.ReadAll(r)
 	require.NoError(t, err)
 	require.NoError(t, r.Close())
-	assert.Equal(t, []byte(export), got, "byte for byte what the source sent")
+	assert.True(t, bytes.Equal([]byte(export), got), "byte for byte what the source sent")
 }
 
 func TestAnUnknownTargetIsADeadLetterAndAnEvent(t *testing.T) {
