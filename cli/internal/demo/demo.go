@@ -14,11 +14,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	httptransport "github.com/go-openapi/runtime/client"
-	"github.com/go-openapi/strfmt"
-	amclient "github.com/prometheus/alertmanager/api/v2/client"
-	"github.com/prometheus/alertmanager/api/v2/client/alert"
-	"github.com/prometheus/alertmanager/api/v2/models"
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/cli/internal/up"
@@ -214,21 +209,10 @@ func (w *walk) drillBySubject(ctx context.Context) error {
 
 // alertThroughAlertmanager posts an alert as Prometheus would.
 func (w *walk) alertThroughAlertmanager(ctx context.Context) error {
-	const name = "CheckoutLatencyHigh"
-	host := strings.TrimPrefix(w.fleet.Alertmanager.URL, "http://")
-	client := amclient.New(httptransport.New(host, "/api/v2", []string{"http"}), strfmt.Default)
-	_, err := client.Alert.PostAlerts(alert.NewPostAlertsParams().WithContext(ctx).WithAlerts(models.PostableAlerts{{
-		Alert: models.Alert{Labels: models.LabelSet{"alertname": name, "severity": "critical", "service": "checkout", "target": "checkout"}},
-		Annotations: models.LabelSet{
-			"summary": "p99 of checkout is above 2 s", "description": "Since 10 minutes, in beijing <and> seoul.",
-			"runbook_url": "https://runbooks.example.com/checkout-latency-high",
-		},
-		StartsAt: strfmt.DateTime(time.Now()),
-	}}))
-	if err != nil {
-		return fmt.Errorf("posting an alert to Alertmanager: %w", err)
+	if err := w.fleet.SendSampleAlert(ctx); err != nil {
+		return err
 	}
-	return w.inBothChats(ctx, name, "https://runbooks.example.com/checkout-latency-high")
+	return w.inBothChats(ctx, up.SampleAlert, up.SampleRunbook)
 }
 
 // breakTarget stops a target and waits for the fleet's own alert about it.

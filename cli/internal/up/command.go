@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -75,6 +77,11 @@ func run(ctx context.Context, o Options) (err error) {
 	if err := f.Print(o.Progress); err != nil {
 		return fmt.Errorf("printing the addresses: %w", err)
 	}
+	sending, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	if err := f.SendSampleAlert(sending); err != nil {
+		o.Logger.WarnContext(ctx, "could not send the sample alert", slog.Any("err", err))
+	}
 	return f.Wait(ctx)
 }
 
@@ -103,7 +110,7 @@ func (f *Fleet) Print(out io.Writer) error {
 		row(name, "http://"+f.healthAddrs[name]+"/readyz  /healthz  /metrics")
 	}
 	row("configuration", f.ConfigPath)
-	fmt.Fprintf(w, "\nTry, in another terminal:\n"+
+	fmt.Fprintf(w, "\nAn alert has just been sent; the chat page shows it. Try, in another terminal:\n"+
 		"  lifeboat status -c %[1]s\n  lifeboat snapshot list -c %[1]s\n  lifeboat drill run %[2]s -c %[1]s\n"+
 		"  nats -s %[3]s pub lifeboat.job.drill.%[2]s ''\n\nCtrl-C ends it.\n\n", f.ConfigPath, f.Targets()[0], f.NATS.URL())
 	return w.Flush()

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/mattn/go-isatty"
+	"github.com/robfig/cron/v3"
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -99,7 +101,7 @@ func statusOf(t config.Target, snapshots []catalog.Snapshot, now time.Time) targ
 	}
 	if t.Schedule != "" {
 		if schedule, err := config.ParseSchedule(t.Schedule, t.TimeZone); err == nil {
-			next := schedule.Next(now)
+			next := nextTick(schedule, snapshots, now)
 			s.NextSnapshot = &next
 		}
 	}
@@ -127,6 +129,20 @@ func statusOf(t config.Target, snapshots []catalog.Snapshot, now time.Time) targ
 		s.State = stateOK
 	}
 	return s
+}
+
+// nextTick counts from the newest tick that has a snapshot, because an interval such as @every 6h does.
+func nextTick(schedule cron.Schedule, snapshots []catalog.Snapshot, now time.Time) time.Time {
+	for _, s := range slices.Backward(snapshots) {
+		if s.GetTick() == nil {
+			continue
+		}
+		if next := schedule.Next(s.GetTick().AsTime()); next.After(now) {
+			return next
+		}
+		break
+	}
+	return schedule.Next(now)
 }
 
 // paint colours a state on a terminal: red is what a person must see first.
