@@ -151,7 +151,10 @@ func TestATerminalErrorIsADeadLetterWithItsReason(t *testing.T) {
 	c := jobs(func(context.Context, *bus.Message) error {
 		return bus.Terminal("unknown_target", errors.New("no target is named nope"))
 	})
-	c.OnDead = func(_ context.Context, _ *bus.Message, err error) { told <- err }
+	c.OnDead = func(_ context.Context, _ *bus.Message, err error) error {
+		told <- err
+		return nil
+	}
 	start(t, b, c)
 	_, err := b.Publish(t.Context(), job("nope"))
 	require.NoError(t, err)
@@ -164,6 +167,65 @@ func TestATerminalErrorIsADeadLetterWithItsReason(t *testing.T) {
 		_, err := b.Publish(t.Context(), job("nope"))
 		return err == nil
 	}, 10*time.Second, 10*time.Millisecond, "the subject is free again")
+}
+
+func TestWhatIsNotTextIsADeadLetterToo(t *testing.T) {
+	s, b := fleet(t)
+	c := jobs(func(_ context.Context, m *bus.Message) error {
+		return bus.Terminal("bad_payload", fmt.Errorf("the payload is not a job: %s", m.Data))
+	})
+	start(t, b, c)
+	nc, err := nats.Connect(s.URL())
+	require.NoError(t, err)
+	defer nc.Close()
+	m := nats.NewMsg("lifeboat.job.snapshot.etcd-prod")
+	m.Data = []byte("\xff\xfe{\x00}\x00") // a file with a byte order mark
+	m.Header.Set("Editor", "n\xe4t")
+	_, err = nc.RequestMsg(m, 5*time.Second)
+	require.NoError(t, err)
+	d := dead(t, s.URL(), "lifeboat.dead.>")
+	assert.Equal(t, m.Data, d.GetPayload())
+	assert.Contains(t, d.GetReason(), "the payload is not a job")
+}
+
+func TestADeadLetterIsRecordedBeforeItsMessageGoes(t *testing.T) {
+	_, b := fleet(t)
+	told := make(chan int, 5)
+	times := 0
+	c := jobs(func(context.Context, *bus.Message) error { return bus.Terminal("x", errors.New("no")) })
+	c.OnDead = func(context.Context, *bus.Message, error) error {
+		times++
+		told <- times
+		if times < 3 {
+			return errors.New("the event could not be stored")
+		}
+		return nil
+	}
+	start(t, b, c)
+	_, err := b.Publish(t.Context(), job("etcd-prod"))
+	require.NoError(t, err)
+	receive(t, told)
+	receive(t, told)
+	assert.Equal(t, 3, receive(t, told))
+}
+
+// A delivery that lost its claim must not settle the message: the server would take that for the delivery which has it.
+func TestALostClaimLeavesTheMessageToWhoHasIt(t *testing.T) {
+	_, b := fleet(t)
+	attempts := make(chan int64, 3)
+	c := jobs(func(_ context.Context, m *bus.Message) error {
+		attempts <- m.Attempt
+		if m.Attempt == 1 {
+			return fmt.Errorf("announcing the commit: %w", bus.ErrClaimLost)
+		}
+		return nil
+	})
+	c.MaxAttempts = 1
+	start(t, b, c)
+	_, err := b.Publish(t.Context(), job("etcd-prod"))
+	require.NoError(t, err)
+	assert.Equal(t, int64(1), receive(t, attempts))
+	assert.Equal(t, int64(2), receive(t, attempts), "redelivered by the server, and not dead after the last attempt")
 }
 
 func TestTheLastAttemptIsADeadLetter(t *testing.T) {

@@ -39,9 +39,9 @@ type Consumer struct {
 	// Backoff is the delay before the attempt that follows the given one. Nil: 1s doubling to 1m.
 	Backoff func(attempt int64) time.Duration
 	Handle  Handler
-	// OnDead is told after a message became a dead letter, to emit an event. It may be nil. It may be called again for
-	// the same message after a crash.
-	OnDead func(context.Context, *Message, error)
+	// OnDead is told after a message became a dead letter, to emit an event. It may be nil. After an error, or a crash, it
+	// is called again for the same message, which stays until then.
+	OnDead func(context.Context, *Message, error) error
 }
 
 // Consume works messages off until the context ends. It returns nil then, and an error only when the consumer can never
@@ -167,8 +167,9 @@ func (b *Bus) settle(
 	switch {
 	case failed == nil:
 		return "ack", jm.DoubleAck(ctx)
-	case lost:
-		// The server redelivers it by itself; a nak from here could hit the other worker's delivery.
+	case lost || errors.Is(failed, ErrClaimLost):
+		// Somebody else has it, and works on it. The server takes a nak or a term of an old delivery for one of the new
+		// one, so this delivery says nothing more; if the other one dies, the server redelivers by itself.
 		return "lost", nil
 	case isTerminal || (exhausted && !stopping):
 		reason := "gave_up"
@@ -208,7 +209,9 @@ func (b *Bus) bury(ctx context.Context, c Consumer, jm jetstream.Msg, m *Message
 		return fmt.Errorf("storing a dead letter: %w", err)
 	}
 	if c.OnDead != nil {
-		c.OnDead(ctx, m, failed)
+		if err := c.OnDead(ctx, m, failed); err != nil {
+			return errors.Join(fmt.Errorf("recording a dead letter: %w", err), jm.NakWithDelay(c.Backoff(m.Attempt)))
+		}
 	}
 	return jm.TermWithReason(reason)
 }

@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"log/slog"
+	"strings"
 
 	"github.com/oklog/ulid/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -25,11 +26,18 @@ func (b *Bus) DeadLetter(ctx context.Context, reason string, d *lifeboatv1.DeadL
 	if d.GetActor() == "" {
 		d.Actor = b.actor
 	}
+	// What is put aside may be anything; protobuf strings are UTF-8 only.
+	subject := d.GetSubject()
+	d.Subject, d.Reason = validUTF8(subject), validUTF8(d.GetReason())
+	for k, v := range d.GetHeaders() {
+		delete(d.Headers, k)
+		d.Headers[validUTF8(k)] = validUTF8(v)
+	}
 	if len(d.GetPayload()) > maxDeadPayload {
 		d.Payload = d.GetPayload()[:maxDeadPayload]
 		d.Truncated = true
 	}
-	if _, err := b.Publish(ctx, Outgoing{Subject: deadSubject(d.GetSubject()), Message: d, ID: d.GetId()}); err != nil {
+	if _, err := b.Publish(ctx, Outgoing{Subject: deadSubject(subject), Message: d, ID: d.GetId()}); err != nil {
 		return err
 	}
 	b.metrics.dead.WithLabelValues(reason).Inc()
@@ -37,3 +45,5 @@ func (b *Bus) DeadLetter(ctx context.Context, reason string, d *lifeboatv1.DeadL
 		slog.String("reason", d.GetReason()), slog.Int64("attempts", d.GetAttempts()), slog.String("dead_id", d.GetId()))
 	return nil
 }
+
+func validUTF8(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }

@@ -104,6 +104,7 @@ func (b *Bus) Emit(ctx context.Context, e *lifeboatv1.Event) error {
 	if e.GetId() == "" {
 		e.Id = ulid.Make().String()
 	}
+	e.Message = validUTF8(e.GetMessage())
 	if e.GetTime() == nil {
 		e.Time = timestamppb.Now()
 	}

@@ -16,9 +16,11 @@ import (
 const (
 	eventsMaxAge = 90 * 24 * time.Hour
 	deadMaxAge   = 180 * 24 * time.Hour
-	// A message id is remembered this long. It covers a redelivery after a crash and an Alertmanager that sends the
-	// same webhook again, and is well below its default repeat_interval of 4h, so that a wanted repeat passes.
+	// A message id is remembered this long. It covers a redelivery after a crash.
 	dedupWindow = 30 * time.Minute
+	// Shorter for alerts: it covers an Alertmanager that sends the same webhook again after a lost answer, and lets pass
+	// what its repeat_interval sends on purpose, which few set below five minutes.
+	alertsWindow = 4 * time.Minute
 )
 
 // streamConfigs are the streams as the design has them. Whoever starts first creates them.
@@ -46,7 +48,7 @@ func streamConfigs(replicas int) []jetstream.StreamConfig {
 			Name: StreamAlerts, Subjects: []string{"lifeboat.alert.>"},
 			Description: "Alerts received and deliveries per receiver, until delivered",
 			Retention:   jetstream.WorkQueuePolicy, AllowDirect: true,
-			Storage: jetstream.FileStorage, Replicas: replicas, Duplicates: dedupWindow,
+			Storage: jetstream.FileStorage, Replicas: replicas, Duplicates: alertsWindow,
 		},
 		{
 			Name: StreamDead, Subjects: []string{"lifeboat.dead.>"},

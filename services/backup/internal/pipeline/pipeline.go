@@ -155,7 +155,7 @@ func compare(what string, got, want *lifeboatv1.Digest) error {
 // Decoder gives the source's bytes back. It returns io.EOF only when both the stored and the raw digest are as the
 // manifest says; a reader that stops earlier has proven nothing.
 type Decoder struct {
-	in     io.Reader
+	in     *tee
 	z      *zstd.Decoder
 	data   *lifeboatv1.Data
 	raw    *digester
@@ -169,8 +169,8 @@ func Decode(r io.Reader, data *lifeboatv1.Data, identities []age.Identity) (*Dec
 		return nil, fmt.Errorf("compression %q is not known to this version", data.GetCompression())
 	}
 	d := &Decoder{data: data, raw: newDigester(), stored: newDigester()}
-	d.in = io.TeeReader(r, d.stored)
-	plain := d.in
+	d.in = &tee{r: r, to: d.stored}
+	var plain io.Reader = d.in
 	if len(data.GetRecipients()) > 0 {
 		if len(identities) == 0 {
 			return nil, fmt.Errorf("%w: encryption.identity_file is not set; it is encrypted to %s",
@@ -181,7 +181,7 @@ func Decode(r io.Reader, data *lifeboatv1.Data, identities []age.Identity) (*Dec
 			if _, ok := errors.AsType[*age.NoIdentityMatchError](err); ok {
 				return nil, fmt.Errorf("%w: it is encrypted to %s", ErrNoIdentity, strings.Join(data.GetRecipients(), ", "))
 			}
-			return nil, fmt.Errorf("%w: decrypting: %w", ErrDamaged, err)
+			return nil, d.in.damagedOr("decrypting", err)
 		}
 	}
 	z, err := zstd.NewReader(plain, zstd.WithDecoderMaxWindow(2*window), zstd.WithDecoderConcurrency(2))
@@ -203,9 +203,34 @@ func (d *Decoder) Read(p []byte) (int, error) {
 	case errors.Is(err, io.EOF):
 		d.err = d.finish()
 	case err != nil:
-		d.err = fmt.Errorf("%w: decoding: %w", ErrDamaged, err)
+		d.err = d.in.damagedOr("decoding", err)
 	}
 	return n, d.err
+}
+
+// tee hashes what is read and remembers whether reading itself failed: a connection that broke is not damage, and is worth
+// another attempt.
+type tee struct {
+	r   io.Reader
+	to  *digester
+	err error
+}
+
+func (t *tee) Read(p []byte) (int, error) {
+	n, err := t.r.Read(p)
+	_, _ = t.to.Write(p[:n]) // a hash never fails
+	if err != nil && !errors.Is(err, io.EOF) {
+		t.err = err
+	}
+	return n, err
+}
+
+// damagedOr is the error of a step that failed: the reader's own, if that failed first, and damage otherwise.
+func (t *tee) damagedOr(doing string, err error) error {
+	if t.err != nil {
+		return fmt.Errorf("reading the stored object: %w", t.err)
+	}
+	return fmt.Errorf("%w: %s: %w", ErrDamaged, doing, err)
 }
 
 // finish reads what stands behind the compressed frame, if anything, and compares both digests.

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 
@@ -10,6 +11,8 @@ import (
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/drill"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
 )
 
 // drill restores a snapshot and compares. A drill that fails is a result, not an error: it is reported and not repeated.
@@ -22,13 +25,18 @@ func (w *Worker) drill(ctx context.Context, j job) error {
 	if err != nil {
 		return err
 	}
+	fetched := &fetch{}
 	report := drill.Run(ctx, drill.Input{
 		Manifest: m, DrillID: j.id, JobID: j.id, Version: w.Version, Dir: w.ScratchDir, Clock: w.Clock, TraceID: traceID(ctx),
-		Open: func(ctx context.Context) (io.ReadCloser, error) { return OpenDecoded(ctx, w.Objects, m, ids) },
+		Open: fetched.open(func(ctx context.Context) (io.ReadCloser, error) { return OpenDecoded(ctx, w.Objects, m, ids) }),
 	})
 	if ctx.Err() != nil {
 		// Interrupted, not failed: the next delivery runs it again.
 		return context.Cause(ctx)
+	}
+	if !report.GetPassed() && fetched.err != nil {
+		// The store failed, which says nothing about the snapshot.
+		return fmt.Errorf("drilling %s: %w", m.GetId(), fetched.err)
 	}
 	if err = w.Catalog.AddDrill(ctx, report); err != nil {
 		return err
@@ -55,6 +63,42 @@ func (w *Worker) drill(ctx context.Context, j job) error {
 	w.metrics.rto.WithLabelValues(j.target.Name).Set(report.GetRto().AsDuration().Seconds())
 	w.passed(j, report.GetFinishedAt().AsTime().Sub(report.GetStartedAt().AsTime()))
 	return nil
+}
+
+// fetch remembers an error of the store, as against one of the data.
+type fetch struct{ err error }
+
+func (f *fetch) open(open func(context.Context) (io.ReadCloser, error)) func(context.Context) (io.ReadCloser, error) {
+	return func(ctx context.Context) (io.ReadCloser, error) {
+		r, err := open(ctx)
+		if err != nil {
+			f.note(err)
+			return nil, err
+		}
+		return &fetching{r, f}, nil
+	}
+}
+
+func (f *fetch) note(err error) {
+	for _, about := range []error{io.EOF, pipeline.ErrDamaged, pipeline.ErrNoIdentity, store.ErrNotFound} {
+		if errors.Is(err, about) {
+			return
+		}
+	}
+	f.err = err
+}
+
+type fetching struct {
+	io.ReadCloser
+	f *fetch
+}
+
+func (r *fetching) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if err != nil {
+		r.f.note(err)
+	}
+	return n, err
 }
 
 // terminalIf marks an error as beyond retry when it is of a kind.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
@@ -21,24 +22,32 @@ import (
 // snapshot takes one snapshot. The steps are those of the package comment.
 func (w *Worker) snapshot(ctx context.Context, j job) error {
 	log := w.Logger.With(slog.String("target", j.target.Name), slog.String("job_id", j.id))
-	if m, err := w.Catalog.Manifest(ctx, j.target.Name, j.id); err == nil {
-		log.InfoContext(ctx, "an earlier attempt has committed this snapshot")
-		return w.committed(ctx, j, m)
-	} else if !errors.Is(err, catalog.ErrNoSnapshot) {
-		return err
-	}
 	claim, err := w.Bus.Claim(ctx, j.work, j.target.Name, j.msg)
 	if err != nil {
 		return err
 	}
+	uncertain := false
 	defer func() {
+		if uncertain {
+			return // the announcement stands, so that the next delivery waits for what may still arrive
+		}
 		if lost := claim.Release(context.WithoutCancel(ctx)); lost != nil {
 			log.WarnContext(ctx, "could not release the claim; the next job takes it over", slog.Any("err", lost))
 		}
 	}()
+	// Only under the claim: from here on no earlier attempt can write its manifest any more.
+	m, err := w.Catalog.Manifest(ctx, j.target.Name, j.id)
+	if err == nil {
+		log.InfoContext(ctx, "an earlier attempt has committed this snapshot")
+		return w.committed(ctx, j, m)
+	}
+	if !errors.Is(err, catalog.ErrNoSnapshot) {
+		return err
+	}
 	w.attempt(ctx, j, "started", "")
-	m, err := w.take(ctx, j, claim)
+	m, err = w.take(ctx, j, claim)
 	if err != nil {
+		uncertain = errors.Is(err, errUncertain)
 		w.attempt(context.WithoutCancel(ctx), j, "interrupted", err.Error())
 		return err
 	}
@@ -70,13 +79,28 @@ func (w *Worker) take(ctx context.Context, j job, claim *bus.Claim) (*lifeboatv1
 	m.CommittedAt = timestamppb.New(w.Clock())
 	err = w.Catalog.Commit(window, m)
 	if errors.Is(err, store.ErrPrecondition) {
-		// Ours, when an answer was lost and the SDK tried again.
-		return w.Catalog.Manifest(ctx, j.target.Name, j.id)
+		return w.ours(ctx, m)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("committing: %w", err)
+		return nil, fmt.Errorf("%w: %w", errUncertain, err)
 	}
 	return m, nil
+}
+
+// errUncertain means that the manifest may or may not have been written.
+var errUncertain = errors.New("committing: it is not known whether the manifest was written")
+
+// ours returns the manifest that exists, if it is the one that was just written: its answer was lost and the SDK tried
+// again. Another one describes other data under the same key, and must not be called a success.
+func (w *Worker) ours(ctx context.Context, m *lifeboatv1.Manifest) (*lifeboatv1.Manifest, error) {
+	have, err := w.Catalog.Manifest(ctx, m.GetTarget(), m.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if !proto.Equal(have.GetData(), m.GetData()) {
+		return nil, fmt.Errorf("snapshot %s was committed by another attempt, with other data than this one stored", m.GetId())
+	}
+	return have, nil
 }
 
 // prepare does everything up to the commit point: upload, read back, and the manifest in memory.

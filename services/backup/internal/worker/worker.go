@@ -138,7 +138,7 @@ func (w *Worker) decode(m *bus.Message) (job, error) {
 }
 
 // OnDead records a job that ended as a dead letter: rejected, or failed after the last attempt.
-func (w *Worker) OnDead(ctx context.Context, m *bus.Message, failed error) {
+func (w *Worker) OnDead(ctx context.Context, m *bus.Message, failed error) error {
 	work, target, _ := bus.ParseJobSubject(m.Subject)
 	e := &lifeboatv1.Event{
 		Id: fmt.Sprintf("%s.failed.%s", work, m.ID()), Noun: string(work), Verb: "failed", Target: target, JobId: m.ID(),
@@ -152,7 +152,7 @@ func (w *Worker) OnDead(ctx context.Context, m *bus.Message, failed error) {
 	} else {
 		w.metrics.ended.WithLabelValues(string(work), target, "failed").Inc()
 	}
-	w.emit(ctx, e)
+	return w.Bus.Emit(ctx, e)
 }
 
 // emit publishes an event that tells of something already done: when it cannot be published, the work stands, and the

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -322,6 +323,68 @@ func TestACommitWithoutItsEventIsToldByTheNextAttempt(t *testing.T) {
 	assert.Equal(t, 1, reads, "the source is not read again")
 	require.Len(t, f.snapshots(), 1)
 	assert.Equal(t, m.ID(), f.event("snapshot", "committed", target).GetSnapshotId())
+}
+
+// Guarantee 2: a delivery that waited for another one's commit finds that commit, and neither reads the source nor touches
+// the data that the manifest describes.
+func TestGuarantee2ACommitThatWasWaitedForIsNotOverwritten(t *testing.T) {
+	f := newFleet(t)
+	m := &bus.Message{Subject: bus.JobSubject(config.WorkSnapshot, target), Seq: 1, Stored: time.Now(), Attempt: 1}
+	first, err := f.events.Claim(t.Context(), config.WorkSnapshot, target, m)
+	require.NoError(t, err)
+	window, done, err := first.Commit(t.Context())
+	require.NoError(t, err)
+	defer done()
+
+	second := worker.New(worker.Options{
+		Config: func() *config.Config { return f.config }, Objects: f.objects, Catalog: f.catalog, Bus: f.events,
+		NewSource:    func(config.Target) (worker.Source, error) { return nil, errors.New("must not be read") },
+		Capabilities: func(ctx context.Context) (store.Capabilities, error) { return f.objects.Probe(ctx, "p") },
+		Logger:       slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Clock: time.Now,
+	})
+	again := *m
+	again.Attempt = 2
+	result := make(chan error, 1)
+	go func() { result <- second.Handler(config.WorkSnapshot)(t.Context(), &again) }()
+	// Meanwhile the first one's manifest arrives, at the end of its window.
+	<-window.Done()
+	require.NoError(t, f.catalog.Commit(t.Context(), &lifeboatv1.Manifest{
+		Format: catalog.Format, Id: m.ID(), Target: target, Data: &lifeboatv1.Data{Key: "the first one's"},
+	}))
+	require.NoError(t, <-result)
+	assert.Equal(t, "the first one's", f.event("snapshot", "committed", target).GetManifest().GetData().GetKey())
+}
+
+// breaking cuts the connection in the middle of the first reads of data.
+type breaking struct {
+	*s3.Store
+	times atomic.Int32
+}
+
+func (b *breaking) Get(ctx context.Context, key string) (io.ReadCloser, store.Object, error) {
+	r, o, err := b.Store.Get(ctx, key)
+	if err == nil && b.times.Add(-1) >= 0 {
+		return io.NopCloser(io.MultiReader(io.LimitReader(r, 20), failing{errors.New("connection reset by peer")})), o, r.Close()
+	}
+	return r, o, err
+}
+
+// A connection that breaks says nothing about the snapshot: it is tried again, and is neither rot nor a failed drill.
+func TestABrokenConnectionIsNoDamage(t *testing.T) {
+	f := newFleet(t)
+	b := &breaking{Store: f.objects}
+	f.wrapped = b
+	f.work()
+	f.publish(config.WorkSnapshot, target, "")
+	f.event("snapshot", "committed", target)
+	for _, work := range []config.Work{config.WorkVerify, config.WorkDrill} {
+		b.times.Store(2)
+		f.publish(work, target, "")
+		f.event(string(work), "passed", target)
+		seq, _, err := f.events.Last(t.Context(), bus.StreamEvents, bus.EventSubject(string(work), "failed", target), &lifeboatv1.Event{})
+		require.NoError(t, err)
+		assert.Zero(t, seq, "%s was called failed", work)
+	}
 }
 
 func TestVerifyFindsRotAndNamesIt(t *testing.T) {

@@ -243,7 +243,7 @@ func deliveryID(out *lifeboatv1.Delivery, m *bus.Message) string {
 }
 
 // dead records that a message was put aside.
-func (d *Deliverer) dead(ctx context.Context, m *bus.Message, why error) {
+func (d *Deliverer) dead(ctx context.Context, m *bus.Message, why error) error {
 	out := &lifeboatv1.Delivery{}
 	alerts := func() []*lifeboatv1.Alert { return out.GetNotification().GetAlerts() }
 	if m.Subject == bus.SubjectReceived {
@@ -254,7 +254,7 @@ func (d *Deliverer) dead(ctx context.Context, m *bus.Message, why error) {
 	} else if bus.Decode(m.Data, out) != nil {
 		out = &lifeboatv1.Delivery{}
 	}
-	d.emit(ctx, &lifeboatv1.Event{
+	return d.o.Bus.Emit(ctx, &lifeboatv1.Event{
 		Id: "dead-" + m.ID(), Noun: "alert", Verb: "dead", Target: target(alerts()),
 		Message: why.Error(), Attributes: attributes(out, m, d.o.Now().Sub(m.Stored)),
 	})

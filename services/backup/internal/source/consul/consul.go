@@ -70,6 +70,10 @@ func (s *Source) Open(ctx context.Context) (source.Stream, error) {
 	switch {
 	case err != nil:
 		err = c.failed(readCtx, source.Unreachable, "listing keys", err)
+	case resp.Header.Get("X-Consul-Results-Filtered-By-ACLs") == "true":
+		// A list without the keys that the token may not read looks whole, and would be kept as a good snapshot.
+		err = c.failed(readCtx, source.Denied, "listing keys",
+			errors.New(`the token may not read every key; give it: key_prefix "" { policy = "read" }`))
 	case resp.StatusCode == http.StatusOK:
 		err = st.begin()
 	case resp.StatusCode == http.StatusNotFound:

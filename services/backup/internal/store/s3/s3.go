@@ -200,7 +200,7 @@ func translate(err error) error {
 		switch resp.HTTPStatusCode() {
 		case http.StatusNotFound:
 			return fmt.Errorf("%w: %w", store.ErrNotFound, err)
-		case http.StatusPreconditionFailed, http.StatusConflict:
+		case http.StatusPreconditionFailed:
 			return fmt.Errorf("%w: %w", store.ErrPrecondition, err)
 		}
 	}
