@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -234,9 +235,9 @@ func TestBadInputExitsWith2AndNamesThePlace(t *testing.T) {
 	for name, c := range map[string]struct{ yaml, want string }{
 		"unknown key":      {"store:\n  bucket: backups\n  buckte: x\n", ":3:3: store.buckte"},
 		"wrong type":       {"nats:\n  replicas: many\n", ":2:13: nats.replicas"},
-		"bad cron line":    {"targets:\n  - name: a\n    etcd: {endpoints: [\"http://h:1\"]}\n    schedule: \"* * *\"\n", ":4:15: targets[0].schedule"},
+		"bad cron line":    {"store: {bucket: backups}\ntargets:\n  - name: a\n    etcd: {endpoints: [\"http://h:1\"]}\n    schedule: \"* * *\"\n", ":5:15: targets[0].schedule"},
 		"unknown receiver": {"notifier:\n  route: {receiver: nobody}\n", ":2:21: notifier.route.receiver"},
-		"duplicate target": {"targets:\n  - {name: a, etcd: {endpoints: [\"http://h:1\"]}}\n  - {name: a, etcd: {endpoints: [\"http://h:1\"]}}\n", ":3:12: targets[1].name"},
+		"duplicate target": {"store: {bucket: backups}\ntargets:\n  - {name: a, etcd: {endpoints: [\"http://h:1\"]}}\n  - {name: a, etcd: {endpoints: [\"http://h:1\"]}}\n", ":4:12: targets[1].name"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &fleet{t: t}
@@ -251,8 +252,10 @@ func TestBadInputExitsWith2AndNamesThePlace(t *testing.T) {
 	f := &fleet{t: t}
 	_, exit := f.command("backup", "--no-such-flag")
 	assert.Equal(t, 2, exit)
-	_, exit = f.command("snapshot", "run")
-	assert.Equal(t, 2, exit)
+	for _, wrong := range [][]string{{"snapshot", "run"}, {"snapshot", "lst"}, {"nosuch"}, {"scheduler", "x"}, {"status", "-o", "xml"}} {
+		out, exit := f.command(wrong...)
+		assert.Equal(t, 2, exit, "%v: %s", wrong, out)
+	}
 }
 
 // An unreachable part at start: the service says which, keeps trying, is alive and not ready.
@@ -361,7 +364,7 @@ func TestGuarantee7NoAcceptedAlertIsLostWhenTheNotifierIsKilled(t *testing.T) {
 // Guarantee 8: no secret in any log or event of any service.
 func TestGuarantee8NoSecretInLogsEventsOrManifests(t *testing.T) {
 	f := start(t)
-	for _, service := range []string{"backup", "notifier"} {
+	for _, service := range []string{"scheduler", "backup", "notifier"} {
 		f.run(service)
 	}
 	f.chat.FailNext(chattest.Slack, 2, chattest.Fault{Status: http.StatusInternalServerError})
@@ -389,18 +392,26 @@ func TestGuarantee8NoSecretInLogsEventsOrManifests(t *testing.T) {
 		require.Greater(t, len(secret), 8)
 		secrets = append(secrets, secret)
 	}
-	require.NoError(t, filepath.WalkDir(f.dir, func(path string, d os.DirEntry, err error) error {
-		interesting := strings.HasSuffix(path, ".log") || strings.Contains(path, "nats") || strings.HasSuffix(path, ".blk")
-		if err != nil || d.IsDir() || !interesting {
-			return err
-		}
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		for _, s := range secrets {
-			assert.NotContains(t, string(b), s, path)
-		}
-		return nil
-	}))
+	// Logs, everything that NATS keeps, and everything in the bucket.
+	searched := map[string]int{}
+	for _, dir := range []string{f.dir, f.s3.Dir} {
+		require.NoError(t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+			ext := filepath.Ext(path)
+			if err != nil || d.IsDir() || (ext != ".log" && ext != ".blk" && ext != ".json") {
+				return err
+			}
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			searched[ext]++
+			for _, s := range secrets {
+				assert.False(t, bytes.Contains(b, []byte(s)), "a secret is in %s", path)
+			}
+			return nil
+		}))
+	}
+	assert.GreaterOrEqual(t, searched[".log"], 3)
+	assert.Positive(t, searched[".blk"], "the streams of NATS")
+	assert.Positive(t, searched[".json"], "manifests")
 }

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"filippo.io/age"
 	"github.com/prometheus/alertmanager/matcher/compat"
@@ -36,8 +37,16 @@ func (cfg *Config) check() []problem {
 	if cfg.NATS.Replicas < 0 || cfg.NATS.Replicas > 5 {
 		c.add("nats.replicas", "is %d; JetStream takes 1 to 5", cfg.NATS.Replicas)
 	}
+	if cfg.NATS.URL != "" {
+		for _, u := range strings.Split(cfg.NATS.URL, ",") {
+			c.url("nats.url", strings.TrimSpace(u), "nats", "tls", "ws", "wss")
+		}
+	}
 	c.tls("nats.tls", cfg.NATS.TLS)
 	c.store(cfg.Store)
+	if cfg.Store.Bucket == "" && len(cfg.Targets) > 0 {
+		c.add("store.bucket", "is missing; targets need a bucket to keep their snapshots in")
+	}
 	for i, r := range cfg.Encryption.Recipients {
 		if _, err := age.ParseRecipients(strings.NewReader(r)); err != nil {
 			c.add(fmt.Sprintf("encryption.recipients[%d]", i), "not an age recipient (age1...): %v", err)
@@ -119,6 +128,10 @@ func (c *checker) target(key string, t Target) {
 	if t.TimeZone == "Local" {
 		c.add(key+".time_zone", "use an IANA name; Local differs from machine to machine")
 	}
+	if _, err := time.LoadLocation(t.TimeZone); err != nil {
+		c.add(key+".time_zone", "%v", err)
+		return // every schedule would say it again
+	}
 	lines := map[Work]string{WorkSnapshot: ".schedule", WorkVerify: ".verify.schedule", WorkDrill: ".drill.schedule"}
 	for _, w := range Works() {
 		line := t.ScheduleOf(w)
@@ -126,11 +139,7 @@ func (c *checker) target(key string, t Target) {
 			continue
 		}
 		if _, err := ParseSchedule(line, t.TimeZone); err != nil {
-			at := key + lines[w]
-			if strings.HasPrefix(err.Error(), "time zone") {
-				at = key + ".time_zone"
-			}
-			c.add(at, "%q: %v", line, err)
+			c.add(key+lines[w], "%q: %v", line, err)
 		}
 	}
 }
@@ -149,7 +158,7 @@ func (c *checker) url(key, raw string, schemes ...string) {
 	case err != nil:
 		c.add(key, "is not a URL: %v", err)
 	case !slices.Contains(schemes, u.Scheme) || u.Host == "":
-		c.add(key, "%q is not a URL such as %s://host:port", raw, schemes[0])
+		c.add(key, "%q is not a URL such as %s://host:port", u.Redacted(), schemes[0])
 	case u.User != nil:
 		c.add(key, "must not hold a user or password; secrets go into files")
 	}

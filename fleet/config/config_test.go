@@ -77,6 +77,8 @@ func TestBadInputNamesFileLineAndKey(t *testing.T) {
 		"bad matcher":        {`severity="critical"`, `severity=="critical`, []string{"lifeboat.yaml:27:", "notifier.route.routes[0].matchers[0]"}},
 		"bad endpoint":       {"https://s3.example.com", "s3.example.com", []string{"lifeboat.yaml:4:", "store.endpoint"}},
 		"password in URL":    {"http://127.0.0.1:8500", "http://u:geheim@127.0.0.1:8500", []string{"lifeboat.yaml:15:", "targets[1].consul.address", "secrets go into files"}},
+		"a login in nats.url": {"nats://127.0.0.1:4222", "nats://u:geheim@127.0.0.1:4222", []string{"lifeboat.yaml:1:", "nats.url", "secrets go into files"}},
+		"no bucket":          {"  bucket: backups\n", "", []string{"lifeboat.yaml:2:", "store.bucket", "is missing"}},
 		"a secret as value":  {"slack: {webhook_url_file: slack-url}", "slack: {webhook_url: slack-url}", []string{"lifeboat.yaml:20:", "webhook_url"}},
 		"not YAML":           {"store:\n", "store: [\n", []string{"lifeboat.yaml:"}},
 	}
@@ -93,6 +95,19 @@ func TestBadInputNamesFileLineAndKey(t *testing.T) {
 			assert.Positive(t, place.Line)
 		})
 	}
+}
+
+func TestPlacesKeepsTheLinesToItself(t *testing.T) {
+	_, err := config.Parse("lifeboat.yaml", []byte(strings.Replace(good, "webhook_url_file: slack-url", "webhook_url: https://hooks/geheim", 1)))
+	require.ErrorContains(t, err, "geheim", "a person at a terminal sees the line")
+	places := config.Places(err)
+	assert.Contains(t, places, "lifeboat.yaml:20:")
+	assert.NotContains(t, places, "geheim")
+
+	_, err = config.Parse("lifeboat.yaml", []byte(strings.NewReplacer("rpo: 12h", "rpo: -12h", "0 */6 * * *", "geheim").Replace(good)))
+	places = config.Places(err)
+	assert.Contains(t, places, "targets[0].rpo")
+	assert.Contains(t, places, "targets[0].schedule")
 }
 
 func TestEverythingWrongIsSaidAtOnce(t *testing.T) {

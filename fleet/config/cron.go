@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	// Static binaries run in images without a zone database.
+	_ "time/tzdata"
 
 	"github.com/robfig/cron/v3"
 )

@@ -28,16 +28,35 @@ type Error struct {
 
 // Error prints "file:line:column: key: message" and the line itself below.
 func (e *Error) Error() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s:%d:%d: ", e.File, e.Line, e.Column)
+	if e.Source == "" {
+		return e.place()
+	}
+	return fmt.Sprintf("%s\n  %4d | %s", e.place(), e.Line, e.Source)
+}
+
+func (e *Error) place() string {
+	key := ""
 	if e.Key != "" {
-		b.WriteString(e.Key + ": ")
+		key = e.Key + ": "
 	}
-	b.WriteString(e.Message)
-	if e.Source != "" {
-		fmt.Fprintf(&b, "\n  %4d | %s", e.Line, e.Source)
+	return fmt.Sprintf("%s:%d:%d: %s%s", e.File, e.Line, e.Column, key, e.Message)
+}
+
+// Places is an error of Load without the lines themselves, for logs and events: somebody may have written a secret where
+// it does not belong.
+func Places(err error) string {
+	if e, ok := err.(*Error); ok { //nolint:errorlint // the tree of joined errors is walked here
+		return e.place()
 	}
-	return b.String()
+	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // see above
+	if !ok {
+		return err.Error()
+	}
+	var all []string
+	for _, e := range joined.Unwrap() {
+		all = append(all, Places(e))
+	}
+	return strings.Join(all, "; ")
 }
 
 // Load reads, decodes and checks a configuration file. Everything that is wrong is reported at once, as *Error values

@@ -12,6 +12,9 @@ import (
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
+// How often the streams are looked after.
+const streamsInterval = 15 * time.Second
+
 // Base is what the three services share: the live configuration and the bus.
 type Base struct {
 	Name     string
@@ -36,10 +39,10 @@ func NewBase(name, configPath string, log *slog.Logger) (*Base, error) {
 	if err != nil {
 		return nil, &UsageError{err}
 	}
-	live.OnReload = func(ctx context.Context, err error) {
-		e := &lifeboatv1.Event{Noun: "config", Verb: "reloaded", Message: "the new configuration is in force"}
+	live.OnReload = func(ctx context.Context, result string, err error) {
+		e := &lifeboatv1.Event{Noun: "config", Verb: "reloaded", Message: result}
 		if err != nil {
-			e.Verb, e.Message = "refused", err.Error()
+			e.Verb, e.Message = "refused", config.Places(err)
 		}
 		if err := b.Emit(ctx, e); err != nil {
 			log.WarnContext(ctx, "could not record the reload", slog.Any("err", err))
@@ -80,8 +83,17 @@ func (b *Base) Run(ctx context.Context, listen string, started func(addr string)
 	all := []Actor{
 		{Name: "configuration", Run: b.Live.Run},
 		{Name: "streams", Run: func(ctx context.Context) error {
-			if b.Until(ctx, "NATS streams", b.Bus.EnsureStreams) {
-				close(streams)
+			if !b.Until(ctx, "NATS streams", b.Bus.EnsureStreams) {
+				return nil
+			}
+			close(streams)
+			// Again from time to time: a NATS that lost its data comes back without them.
+			for ctx.Err() == nil {
+				select {
+				case <-ctx.Done():
+				case <-time.After(streamsInterval):
+					b.Until(ctx, "NATS streams", b.Bus.EnsureStreams)
+				}
 			}
 			return nil
 		}},

@@ -31,15 +31,27 @@ func (f *Flags) Logger(out io.Writer) (*slog.Logger, error) {
 	return log, nil
 }
 
+// Group is a command that only holds others: alone it prints its help, and what it does not know is wrong usage.
+func Group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.AddCommand(commands...)
+	return cmd
+}
+
 // Main runs a command until it ends or a signal comes, prints its error and returns the exit code.
 func Main(cmd *cobra.Command) int {
 	ctx, stop := SignalContext(context.Background())
 	defer stop()
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &UsageError{err} })
+	began := false
+	cmd.PersistentPreRun = func(*cobra.Command, []string) { began = true }
 	err := cmd.ExecuteContext(ctx)
 	if err != nil {
 		cmd.PrintErrln("Error:", err)
+		if !began { // an unknown command, flag or argument
+			err = &UsageError{err}
+		}
 	}
 	return ExitCode(err)
 }

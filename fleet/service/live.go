@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -31,8 +32,9 @@ type Live struct {
 
 	ok   prometheus.Gauge
 	when prometheus.Gauge
-	// OnReload is told the result of each reload, to emit an event. Set it before Run. It may be nil.
-	OnReload func(context.Context, error)
+	// OnReload is told the result of each reload, to emit an event: an error, or a sentence. Set it before Run. It may be
+	// nil.
+	OnReload func(ctx context.Context, result string, err error)
 }
 
 // LoadLive reads the file for the first time; an error there is a UsageError.
@@ -115,14 +117,18 @@ func (l *Live) Run(ctx context.Context) error {
 
 func (l *Live) reload(ctx context.Context) {
 	cfg, err := config.Load(l.path)
+	result := "the new configuration is in force"
 	if err != nil {
 		l.ok.Set(0)
-		l.log.ErrorContext(ctx, "the new configuration is refused; the old one stays in force", slog.Any("err", err))
+		l.log.ErrorContext(ctx, "the new configuration is refused; the old one stays in force", slog.String("err", config.Places(err)))
 	} else {
+		if fixed := needsRestart(l.current.Load(), cfg); len(fixed) > 0 {
+			result += ", but for what is used at start only and needs a restart: " + strings.Join(fixed, ", ")
+		}
 		l.current.Store(cfg)
 		l.ok.Set(1)
 		l.when.SetToCurrentTime()
-		l.log.InfoContext(ctx, "the new configuration is in force", slog.String("file", l.path))
+		l.log.InfoContext(ctx, "reloaded", slog.String("file", l.path), slog.String("result", result))
 		l.mu.Lock()
 		for _, c := range l.listeners {
 			select {
@@ -133,6 +139,21 @@ func (l *Live) reload(ctx context.Context) {
 		l.mu.Unlock()
 	}
 	if l.OnReload != nil {
-		l.OnReload(ctx, err)
+		l.OnReload(ctx, result, err)
 	}
+}
+
+// needsRestart names the changed settings that a running service does not take up.
+func needsRestart(old, now *config.Config) []string {
+	var names []string
+	if old.NATS != now.NATS {
+		names = append(names, "nats")
+	}
+	if old.Store != now.Store {
+		names = append(names, "store")
+	}
+	if old.Notifier.Listen != now.Notifier.Listen {
+		names = append(names, "notifier.listen")
+	}
+	return names
 }

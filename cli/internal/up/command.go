@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -110,8 +111,9 @@ func (f *Fleet) Print(out io.Writer) error {
 		row(name, "http://"+f.healthAddrs[name]+"/readyz  /healthz  /metrics")
 	}
 	row("configuration", f.ConfigPath)
+	lifeboat := os.Args[0]
 	fmt.Fprintf(w, "\nAn alert has just been sent; the chat page shows it. Try, in another terminal:\n"+
-		"  lifeboat status -c %[1]s\n  lifeboat snapshot list -c %[1]s\n  lifeboat drill run %[2]s -c %[1]s\n"+
-		"  nats -s %[3]s pub lifeboat.job.drill.%[2]s ''\n\nCtrl-C ends it.\n\n", f.ConfigPath, f.Targets()[0], f.NATS.URL())
+		"  %[4]s status -c %[1]s\n  %[4]s snapshot list -c %[1]s\n  %[4]s drill run %[2]s -c %[1]s\n"+
+		"  nats -s %[3]s pub lifeboat.job.drill.%[2]s ''\n\nCtrl-C ends it.\n\n", f.ConfigPath, f.Targets()[0], f.NATS.URL(), lifeboat)
 	return w.Flush()
 }

@@ -193,7 +193,8 @@ type Job struct {
 	Tick *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=tick,proto3" json:"tick,omitempty"`
 	// Who asked: "scheduler", "cli", or what the publisher writes. Empty means "by hand".
 	RequestedBy string `protobuf:"bytes,2,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
-	// Which snapshot a drill or a verification is about: "latest" (the default), "oldest" or a snapshot's id.
+	// Which snapshot the job is about: "latest", "oldest" or a snapshot's id. Empty means the latest for a drill and all of
+	// them for a verification.
 	Snapshot      string `protobuf:"bytes,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -263,8 +264,10 @@ type ScheduleState struct {
 	TimeZone  string                 `protobuf:"bytes,5,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	DecidedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=decided_at,json=decidedAt,proto3" json:"decided_at,omitempty"`
 	// Ticks passed over before this one while no scheduler ran: how many, and the oldest.
-	Skipped       int64                  `protobuf:"varint,7,opt,name=skipped,proto3" json:"skipped,omitempty"`
-	SkippedFrom   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=skipped_from,json=skippedFrom,proto3" json:"skipped_from,omitempty"`
+	Skipped     int64                  `protobuf:"varint,7,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	SkippedFrom *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=skipped_from,json=skippedFrom,proto3" json:"skipped_from,omitempty"`
+	// The missed ticks that this state tells of are in the audit log.
+	Recorded      bool `protobuf:"varint,9,opt,name=recorded,proto3" json:"recorded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -355,6 +358,13 @@ func (x *ScheduleState) GetSkippedFrom() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ScheduleState) GetRecorded() bool {
+	if x != nil {
+		return x.Recorded
+	}
+	return false
+}
+
 // ClaimState is the last value of lifeboat.state.claim.<target>.<work>: which delivery of which job may commit.
 type ClaimState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -440,7 +450,7 @@ const file_lifeboat_v1_job_proto_rawDesc = "" +
 	"\x03Job\x12.\n" +
 	"\x04tick\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04tick\x12!\n" +
 	"\frequested_by\x18\x02 \x01(\tR\vrequestedBy\x12\x1a\n" +
-	"\bsnapshot\x18\x03 \x01(\tR\bsnapshot\"\xc3\x03\n" +
+	"\bsnapshot\x18\x03 \x01(\tR\bsnapshot\"\xdf\x03\n" +
 	"\rScheduleState\x12.\n" +
 	"\x04tick\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04tick\x12<\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\".lifeboat.v1.ScheduleState.OutcomeR\aoutcome\x12\x16\n" +
@@ -450,7 +460,8 @@ const file_lifeboat_v1_job_proto_rawDesc = "" +
 	"\n" +
 	"decided_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tdecidedAt\x12\x18\n" +
 	"\askipped\x18\a \x01(\x03R\askipped\x12=\n" +
-	"\fskipped_from\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vskippedFrom\"_\n" +
+	"\fskipped_from\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vskippedFrom\x12\x1a\n" +
+	"\brecorded\x18\t \x01(\bR\brecorded\"_\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eOUTCOME_ANCHOR\x10\x01\x12\x13\n" +

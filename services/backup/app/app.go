@@ -102,7 +102,8 @@ func Run(ctx context.Context, o Options) error {
 		ScratchDir: o.ScratchDir, Version: service.Version(), Clock: time.Now,
 	})
 	reach := newReachability(base)
-	actors := []service.Actor{{Name: "sources", Run: reach.run}, {Name: "store", Run: func(ctx context.Context) error {
+	checks := []service.Check{{Name: "store", Probe: objects.Ping}}
+	actors := []service.Actor{{Name: "store", Run: func(ctx context.Context) error {
 		base.Until(ctx, "store", objects.Ping)
 		return nil
 	}}}
@@ -111,7 +112,10 @@ func Run(ctx context.Context, o Options) error {
 			return base.Bus.Consume(ctx, consumer(role, o, w))
 		}})
 	}
-	checks := []service.Check{{Name: "store", Probe: objects.Ping}, {Name: "sources", Probe: reach.check}}
+	if slices.Contains(roles, config.WorkSnapshot) { // the other roles never talk to a source
+		checks = append(checks, service.Check{Name: "sources", Probe: reach.check})
+		actors = append(actors, service.Actor{Name: "sources", Run: reach.run})
+	}
 	return base.Run(ctx, o.HTTPAddr, o.Started, checks, actors...)
 }
 

@@ -60,7 +60,6 @@ func (r *reader) open(ctx context.Context, targets []string) (*catalog.Catalog, 
 
 // SnapshotCommand is `lifeboat snapshot`.
 func SnapshotCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "snapshot", Short: "List and take snapshots"}
 	var r reader
 	list := &cobra.Command{
 		Use: "list [target...]", Short: "List committed snapshots, oldest first; needs only the bucket",
@@ -70,13 +69,12 @@ func SnapshotCommand() *cobra.Command {
 		},
 	}
 	r.add(list)
-	cmd.AddCommand(list, runCommand(config.WorkSnapshot, "Ask a worker for a snapshot now"))
-	return cmd
+	return service.Group(&cobra.Command{Use: "snapshot", Short: "List and take snapshots"},
+		list, runCommand(config.WorkSnapshot, "Ask a worker for a snapshot now"))
 }
 
 // DrillCommand is `lifeboat drill`.
 func DrillCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "drill", Short: "List and run restore drills"}
 	var r reader
 	list := &cobra.Command{
 		Use: "list [target...]", Short: "List drills, oldest first; needs only the bucket",
@@ -86,8 +84,8 @@ func DrillCommand() *cobra.Command {
 		},
 	}
 	r.add(list)
-	cmd.AddCommand(list, runCommand(config.WorkDrill, "Ask a worker for a restore drill of the newest snapshot now"))
-	return cmd
+	return service.Group(&cobra.Command{Use: "drill", Short: "List and run restore drills"},
+		list, runCommand(config.WorkDrill, "Ask a worker for a restore drill of the newest snapshot now"))
 }
 
 func (r *reader) listSnapshots(ctx context.Context, out io.Writer, args []string) error {

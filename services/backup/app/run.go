@@ -20,12 +20,7 @@ func runCommand(work config.Work, short string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "run target", Short: short,
 		Example: fmt.Sprintf("  lifeboat %[1]s run etcd-prod\n  nats pub lifeboat.job.%[1]s.etcd-prod ''    # the same", work),
-		Args: func(cmd *cobra.Command, args []string) error {
-			if err := cobra.ExactArgs(1)(cmd, args); err != nil {
-				return &service.UsageError{Err: err}
-			}
-			return nil
-		},
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			cfg, err := config.Load(path)
 			if err != nil {

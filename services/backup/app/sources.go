@@ -67,12 +67,24 @@ func (r *reachability) check(context.Context) error {
 
 func (r *reachability) run(ctx context.Context) error {
 	r.base.Until(ctx, "targets", func(ctx context.Context) error {
+		r.forget()
 		for _, t := range r.base.Config().Targets {
 			r.ping(ctx, t)
 		}
 		return r.check(ctx)
 	})
 	return nil
+}
+
+// forget drops targets that a reload took away.
+func (r *reachability) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name := range r.waiting {
+		if _, ok := r.base.Config().Target(name); !ok {
+			delete(r.waiting, name)
+		}
+	}
 }
 
 func (r *reachability) ping(ctx context.Context, t config.Target) {

@@ -363,10 +363,12 @@ type breaking struct {
 
 func (b *breaking) Get(ctx context.Context, key string) (io.ReadCloser, store.Object, error) {
 	r, o, err := b.Store.Get(ctx, key)
-	if err == nil && b.times.Add(-1) >= 0 {
-		return io.NopCloser(io.MultiReader(io.LimitReader(r, 20), failing{errors.New("connection reset by peer")})), o, r.Close()
+	if err != nil || b.times.Add(-1) < 0 {
+		return r, o, err
 	}
-	return r, o, err
+	beginning, err := io.ReadAll(io.LimitReader(r, 20))
+	cut := io.MultiReader(bytes.NewReader(beginning), failing{errors.New("connection reset by peer")})
+	return io.NopCloser(cut), o, errors.Join(err, r.Close())
 }
 
 // A connection that breaks says nothing about the snapshot: it is tried again, and is neither rot nor a failed drill.

@@ -10,8 +10,10 @@
 // waiting. What each outcome means:
 //
 //	stored            the tick is emitted, once.
-//	ErrConflict       another replica decided it; its state is read and the timetable moves behind it.
-//	ErrBusy           a job waits or runs: the state is written alone, with "missed: overlap", and an event says so.
+//	ErrConflict       another replica decided it; its state is read and the timetable moves behind it. If there is no
+//	                  state any more, NATS lost its data: an anchor is written, and the schedule starts again from now.
+//	ErrBusy           a job waits or runs: the state is written alone, with "missed: overlap", an event says so, and the
+//	                  state notes that the event is there. Whoever finds the note missing writes both.
 //	anything else     nothing is known. The tick stays due and is tried again: had it been stored, the next try ends
 //	                  with ErrConflict and finds it emitted.
 //
@@ -96,6 +98,8 @@ type entry struct {
 	timetable.Entry[key]
 	line, zone string
 	seq        uint64
+	// unrecorded is a state whose missed ticks may not be in the audit log yet.
+	unrecorded *lifeboatv1.ScheduleState
 }
 
 // New returns an emitter.
@@ -207,21 +211,29 @@ func (e *Emitter) load(ctx context.Context) (failed bool) {
 	return failed
 }
 
-// loadEntry reads what was decided last, and writes an anchor if nothing was or the schedule is another one.
+// loadEntry makes an entry of a schedule and adopts what the stream says about it.
 func (e *Emitter) loadEntry(ctx context.Context, k key, line, zone string) (*entry, error) {
 	schedule, err := config.ParseSchedule(line, zone)
 	if err != nil {
 		return nil, err
 	}
 	en := &entry{Entry: timetable.Entry[key]{Key: k, Schedule: schedule}, line: line, zone: zone}
+	return en, e.adopt(ctx, en, func(s *lifeboatv1.ScheduleState) bool {
+		return s.GetTick() != nil && s.GetSchedule() == line && s.GetTimeZone() == zone
+	})
+}
+
+// adopt moves an entry behind the newest decided tick, if what the stream holds is valid, and writes an anchor otherwise.
+func (e *Emitter) adopt(ctx context.Context, en *entry, valid func(*lifeboatv1.ScheduleState) bool) error {
 	for {
 		state, err := e.read(ctx, en)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if state.GetTick() != nil && state.GetSchedule() == line && state.GetTimeZone() == zone {
+		if valid(state) {
 			en.Decided(state.GetTick().AsTime())
-			return en, e.record(ctx, en, state)
+			en.unrecorded = state
+			return e.record(ctx, en)
 		}
 		now := e.Now().Round(0)
 		en.seq, err = e.Bus.PutState(ctx, e.state(en, &lifeboatv1.ScheduleState{
@@ -231,10 +243,10 @@ func (e *Emitter) loadEntry(ctx context.Context, k key, line, zone string) (*ent
 			continue // another replica anchored it
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		en.Decided(now)
-		return en, nil
+		return nil
 	}
 }
 
@@ -250,7 +262,10 @@ func (e *Emitter) read(ctx context.Context, en *entry) (*lifeboatv1.ScheduleStat
 }
 
 func (e *Emitter) state(en *entry, s *lifeboatv1.ScheduleState) bus.State {
-	s.Schedule, s.TimeZone, s.DecidedAt = en.line, en.zone, timestamppb.New(e.Now())
+	if s.GetSchedule() == "" { // a state of another schedule, written by a replica with another file, keeps its own
+		s.Schedule, s.TimeZone = en.line, en.zone
+	}
+	s.DecidedAt = timestamppb.New(e.Now())
 	return bus.State{
 		Outgoing: bus.Outgoing{Subject: bus.ScheduleSubject(en.Key.target, en.Key.work), Message: s}, Expect: en.seq,
 	}
@@ -258,6 +273,10 @@ func (e *Emitter) state(en *entry, s *lifeboatv1.ScheduleState) bus.State {
 
 // decide emits an entry's due tick, or records why not. The protocol is in the package comment.
 func (e *Emitter) decide(ctx context.Context, en *entry, now time.Time) error {
+	// The next state replaces the only other place that knows of a missed tick.
+	if err := e.record(ctx, en); err != nil {
+		return err
+	}
 	due, ok := en.Due(now)
 	if !ok {
 		return nil
@@ -279,12 +298,8 @@ func (e *Emitter) decide(ctx context.Context, en *entry, now time.Time) error {
 		seq, err = e.Bus.PutState(ctx, e.state(en, state))
 	}
 	if errors.Is(err, bus.ErrConflict) {
-		decided, readErr := e.read(ctx, en)
-		if readErr != nil {
-			return readErr
-		}
-		en.Decided(decided.GetTick().AsTime())
-		return nil
+		// Without a tick the stream was lost and made anew: the schedule starts again from the present.
+		return e.adopt(ctx, en, func(s *lifeboatv1.ScheduleState) bool { return s.GetTick() != nil })
 	}
 	if err != nil {
 		return err
@@ -293,7 +308,8 @@ func (e *Emitter) decide(ctx context.Context, en *entry, now time.Time) error {
 	en.Decided(due.Tick)
 	e.metrics.lateness.Observe(e.Now().Sub(due.Tick).Seconds())
 	e.count(en, state)
-	return e.record(ctx, en, state)
+	en.unrecorded = state
+	return e.record(ctx, en)
 }
 
 func (e *Emitter) count(en *entry, s *lifeboatv1.ScheduleState) {
@@ -305,26 +321,39 @@ func (e *Emitter) count(en *entry, s *lifeboatv1.ScheduleState) {
 	e.metrics.missed.WithLabelValues(en.Key.target, string(en.Key.work), reasonDown).Add(float64(s.GetSkipped()))
 }
 
-// record makes sure that the ticks which a state calls missed are in the audit log. It is called again for the last
-// state at every start, in case the scheduler died between the two writes; the log is asked first, because the server
-// remembers an event's id only for a while.
-func (e *Emitter) record(ctx context.Context, en *entry, s *lifeboatv1.ScheduleState) error {
+// record puts the ticks that a state calls missed into the audit log, and notes in the state that they are there. A
+// scheduler that died between the two writes, or one that lost the race to it, finds the note missing and does it; the
+// event's id makes the second time the same event.
+func (e *Emitter) record(ctx context.Context, en *entry) error {
+	s := en.unrecorded
 	overlap := s.GetOutcome() == lifeboatv1.ScheduleState_OUTCOME_MISSED
-	if !overlap && s.GetSkipped() == 0 {
+	if s.GetRecorded() || (!overlap && s.GetSkipped() == 0) {
+		en.unrecorded = nil
 		return nil
 	}
+	if err := e.Bus.Emit(ctx, missedEvent(en, s, overlap)); err != nil {
+		return err
+	}
+	s.Recorded = true
+	seq, err := e.Bus.PutState(ctx, e.state(en, s))
+	switch {
+	case errors.Is(err, bus.ErrConflict):
+		// Another replica has noted it, or decided the next tick; the timetable catches up when that is due.
+	case err != nil:
+		return err
+	default:
+		en.seq = seq
+	}
+	en.unrecorded = nil
+	return nil
+}
+
+func missedEvent(en *entry, s *lifeboatv1.ScheduleState, overlap bool) *lifeboatv1.Event {
 	tick := s.GetTick().AsTime()
 	ev := &lifeboatv1.Event{
 		Id:   fmt.Sprintf("tick.missed.%s.%s.%d", en.Key.target, en.Key.work, tick.Unix()),
 		Noun: "tick", Verb: "missed", Target: en.Key.target, RequestedBy: "scheduler",
 		Attributes: map[string]string{"work": string(en.Key.work), "tick": tick.UTC().Format(time.RFC3339)},
-	}
-	last := &lifeboatv1.Event{}
-	if _, _, err := e.Bus.Last(ctx, bus.StreamEvents, bus.EventSubject("tick", "missed", en.Key.target), last); err != nil {
-		return err
-	}
-	if last.GetId() == ev.GetId() {
-		return nil
 	}
 	if s.GetSkipped() > 0 {
 		from := s.GetSkippedFrom().AsTime().UTC().Format(time.RFC3339)
@@ -338,5 +367,5 @@ func (e *Emitter) record(ctx context.Context, en *entry, s *lifeboatv1.ScheduleS
 		}
 		ev.Message += fmt.Sprintf("the tick of %s at %s was skipped: a job waits or runs", en.Key.work, ev.GetAttributes()["tick"])
 	}
-	return e.Bus.Emit(ctx, ev)
+	return ev
 }

@@ -57,10 +57,9 @@ func (w *Watch) Run(ctx context.Context) error {
 	for {
 		every := longest
 		for _, t := range w.Config().Targets {
-			if t.RPO == 0 {
-				continue
+			if t.RPO > 0 {
+				every = min(every, max(t.RPO/4, shortest))
 			}
-			every = min(every, max(t.RPO/4, shortest))
 			if err := w.check(ctx, t); err != nil && ctx.Err() == nil {
 				w.Logger.WarnContext(ctx, "could not read the age of the newest snapshot", slog.String("target", t.Name), slog.Any("err", err))
 			}
@@ -92,10 +91,14 @@ func (w *Watch) check(ctx context.Context, t config.Target) error {
 		return err
 	}
 	alarmed := exceededSeq > metSeq
-	if alarmed == (age > t.RPO) {
+	// Without an rpo nothing can exceed it, also not what did before the rpo was taken away.
+	if alarmed == (t.RPO > 0 && age > t.RPO) {
 		return nil
 	}
-	verb, message := "met", fmt.Sprintf("a good snapshot of %s is there again", good.UTC().Format(time.RFC3339))
+	verb, message := "met", fmt.Sprintf("within the rpo of %s again: the newest good snapshot is of %s", t.RPO, good.UTC().Format(time.RFC3339))
+	if t.RPO == 0 {
+		message = "the target has no rpo any more"
+	}
 	if !alarmed {
 		verb = "exceeded"
 		message = fmt.Sprintf("no good snapshot for %s; the newest is of %s and the rpo is %s",
