@@ -132,12 +132,12 @@ func TestGuarantee2And3AKilledWorkersJobIsDoneOnce(t *testing.T) {
 	f.publish("lifeboat.job.snapshot.etcd-prod")
 	f.uploading()
 	require.NoError(t, first.Kill())
-	assert.Empty(t, f.manifests("etcd-prod"))
+	assert.Empty(t, f.manifests())
 	require.NoError(t, p.Toxics.RemoveToxic(t.Context(), "slow"))
 	f.run("backup")
 	f.run("backup")
 	e := f.event("lifeboat.event.snapshot.committed.etcd-prod")
-	all := f.manifests("etcd-prod")
+	all := f.manifests()
 	require.Len(t, all, 1)
 	assert.Equal(t, e.GetSnapshotId(), all[0].GetId())
 	f.publish("lifeboat.job.verify.etcd-prod")
@@ -163,7 +163,7 @@ func TestGuarantee2AStoppedWorkerThatWakesUpCannotCommit(t *testing.T) {
 	require.NoError(t, stopped.Signal(syscall.SIGCONT))
 	// Its upload is refused, or its commit; either way it records that it was interrupted.
 	f.event("lifeboat.event.snapshot.interrupted.etcd-prod")
-	all := f.manifests("etcd-prod")
+	all := f.manifests()
 	require.Len(t, all, 1)
 	f.publish("lifeboat.job.verify.etcd-prod")
 	assert.Equal(t, "0", f.event("lifeboat.event.verify.passed.etcd-prod").GetAttributes()["damaged"])
@@ -220,6 +220,8 @@ func TestAJobForAnUnknownTargetEndsWithAReason(t *testing.T) {
 	}, 30*time.Second, 20*time.Millisecond)
 	assert.Contains(t, d.GetReason(), `no target is named "no-such-target"`)
 	f.event("lifeboat.event.job.rejected.no-such-target")
+	f.publish("lifeboat.job.prune.etcd-prod")
+	assert.Contains(t, f.event("lifeboat.event.job.rejected.etcd-prod").GetMessage(), "does not do prune")
 	select {
 	case <-p.Done():
 		assert.Fail(t, "the worker died of it")

@@ -216,9 +216,9 @@ func (f *fleet) event(subject string) *lifeboatv1.Event {
 }
 
 // manifests reads the committed snapshots from the bucket's files, past every line of our code.
-func (f *fleet) manifests(target string) []*lifeboatv1.Manifest {
+func (f *fleet) manifests() []*lifeboatv1.Manifest {
 	f.t.Helper()
-	paths, err := filepath.Glob(f.s3.Path(target + "/snapshots/*/manifest.json"))
+	paths, err := filepath.Glob(f.s3.Path("etcd-prod/snapshots/*/manifest.json"))
 	require.NoError(f.t, err)
 	var all []*lifeboatv1.Manifest
 	for _, p := range paths {

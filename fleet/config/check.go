@@ -38,7 +38,7 @@ func (cfg *Config) check() []problem {
 		c.add("nats.replicas", "is %d; JetStream takes 1 to 5", cfg.NATS.Replicas)
 	}
 	if cfg.NATS.URL != "" {
-		for _, u := range strings.Split(cfg.NATS.URL, ",") {
+		for u := range strings.SplitSeq(cfg.NATS.URL, ",") {
 			c.url("nats.url", strings.TrimSpace(u), "nats", "tls", "ws", "wss")
 		}
 	}

@@ -173,7 +173,10 @@ const (
 	WorkDrill    Work = "drill"
 )
 
-// Works are all of them, in the order in which they are usually done.
+// WorkPrune applies retention, which does not exist yet: the subject does, and a job on it is refused with that reason.
+const WorkPrune Work = "prune"
+
+// Works are those that can be scheduled, in the order in which they are usually done.
 func Works() []Work { return []Work{WorkSnapshot, WorkVerify, WorkDrill} }
 
 // ScheduleOf is the target's cron line for a kind of work; empty when it has none.

@@ -48,7 +48,7 @@ func Places(err error) string {
 	if e, ok := err.(*Error); ok { //nolint:errorlint // the tree of joined errors is walked here
 		return e.place()
 	}
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // see above
+	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		return err.Error()
 	}

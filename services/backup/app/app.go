@@ -107,11 +107,15 @@ func Run(ctx context.Context, o Options) error {
 		base.Until(ctx, "store", objects.Ping)
 		return nil
 	}}}
-	for _, role := range roles {
-		actors = append(actors, service.Actor{Name: "consume " + string(role), Run: func(ctx context.Context) error {
-			return base.Bus.Consume(ctx, consumer(role, o, w))
+	consume := func(c bus.Consumer) {
+		actors = append(actors, service.Actor{Name: "consume " + c.Durable, Run: func(ctx context.Context) error {
+			return base.Bus.Consume(ctx, c)
 		}})
 	}
+	for _, role := range roles {
+		consume(consumer(role, o, w.Handler(role), w))
+	}
+	consume(consumer(config.WorkPrune, o, w.Refuse, w))
 	if slices.Contains(roles, config.WorkSnapshot) { // the other roles never talk to a source
 		checks = append(checks, service.Check{Name: "sources", Probe: reach.check})
 		actors = append(actors, service.Actor{Name: "sources", Run: reach.run})
@@ -120,7 +124,7 @@ func Run(ctx context.Context, o Options) error {
 }
 
 // consumer is how one role takes its jobs.
-func consumer(role config.Work, o Options, w *worker.Worker) bus.Consumer {
+func consumer(role config.Work, o Options, handle bus.Handler, w *worker.Worker) bus.Consumer {
 	ackWait := o.AckWait
 	if ackWait == 0 {
 		ackWait = 30 * time.Second
@@ -132,7 +136,7 @@ func consumer(role config.Work, o Options, w *worker.Worker) bus.Consumer {
 	return bus.Consumer{
 		Stream: bus.StreamJobs, Durable: "backup-" + string(role), Filter: bus.AllJobs(role), AckWait: ackWait,
 		Concurrency: concurrency, MaxAttempts: maxAttempts, Backoff: bus.Exponential(2*time.Second, time.Minute),
-		Handle: w.Handler(role), OnDead: w.OnDead,
+		Handle: handle, OnDead: w.OnDead,
 	}
 }
 

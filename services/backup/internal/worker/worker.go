@@ -137,6 +137,12 @@ func (w *Worker) decode(m *bus.Message) (job, error) {
 	return j, nil
 }
 
+// Refuse is the handler of work that this version cannot do. Without it such a job would wait for ever, unseen.
+func (w *Worker) Refuse(_ context.Context, m *bus.Message) error {
+	work, _, _ := bus.ParseJobSubject(m.Subject)
+	return bus.Terminal("unsupported", &rejectedError{fmt.Errorf("this version does not do %s; nothing was done", work)})
+}
+
 // OnDead records a job that ended as a dead letter: rejected, or failed after the last attempt.
 func (w *Worker) OnDead(ctx context.Context, m *bus.Message, failed error) error {
 	work, target, _ := bus.ParseJobSubject(m.Subject)
