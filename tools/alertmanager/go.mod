@@ -1,6 +1,6 @@
 module github.com/lifeboat-fleet/lifeboat/tools/alertmanager
 
-go 1.26.8
+go 1.26.0
 
 tool github.com/prometheus/alertmanager/cmd/alertmanager
 
