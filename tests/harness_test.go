@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,12 +20,12 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/chattest"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/etcdtest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/s3test"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
@@ -56,7 +55,7 @@ type fleet struct {
 	nats   *bintest.NATS
 	s3     *s3test.Server
 	chat   *chattest.Server
-	etcd   *embed.Etcd
+	etcd   *etcdtest.Server
 	client *clientv3.Client
 	config string
 	js     jetstream.JetStream
@@ -99,7 +98,7 @@ notifier:
       - {receiver: dingtalk, matchers: ['severity=~".+"']}
   runbooks: {base_url: "https://runbooks.example.com"}
 `, f.nats.URL, f.s3.Config.Bucket, f.s3.Endpoint, f.s3.Config.AccessKeyIDFile, f.s3.Config.SecretAccessKeyFile,
-		"http://"+f.etcd.Clients[0].Addr().String(), f.webhook))
+		f.etcd.Endpoint, f.webhook))
 	nc, err := nats.Connect(f.nats.URL, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
 	require.NoError(t, err)
 	t.Cleanup(nc.Close)
@@ -118,19 +117,9 @@ func (f *fleet) write(name, content string) string {
 
 func (f *fleet) startEtcd() {
 	f.t.Helper()
-	cfg := embed.NewConfig()
-	cfg.Dir = f.path("etcd")
-	local := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{local}, []url.URL{local}
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{local}, []url.URL{local}
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	cfg.LogLevel, cfg.LogOutputs = "error", []string{f.path("etcd.log")}
+	f.etcd = etcdtest.New(f.t, f.path("etcd"))
 	var err error
-	f.etcd, err = embed.StartEtcd(cfg)
-	require.NoError(f.t, err)
-	f.t.Cleanup(f.etcd.Close)
-	<-f.etcd.Server.ReadyNotify()
-	f.client, err = clientv3.New(clientv3.Config{Endpoints: []string{f.etcd.Clients[0].Addr().String()}})
+	f.client, err = clientv3.New(clientv3.Config{Endpoints: []string{f.etcd.Endpoint}})
 	require.NoError(f.t, err)
 	f.t.Cleanup(func() { assert.NoError(f.t, f.client.Close()) })
 	for i := range 50 {

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"io"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,10 +16,11 @@ import (
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/etcdutl/v3/snapshot"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/etcdtest"
 )
 
 // Guarantee 5: an encrypted snapshot restores with what `sha256sum`, `age -d`, `zstd -d` and `etcdutl snapshot restore` do and the
@@ -59,22 +59,13 @@ func TestGuarantee5EtcdRestoresWithoutLifeboat(t *testing.T) {
 	db := filepath.Join(t.TempDir(), "etcd-prod.db")
 	require.NoError(t, os.WriteFile(db, raw, 0o600))
 
-	local := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
-	dir := filepath.Join(t.TempDir(), "restored")
+	dir := t.TempDir()
+	peer := "http://127.0.0.1:0"
 	require.NoError(t, snapshot.NewV3(zap.NewNop()).Restore(snapshot.RestoreConfig{
-		SnapshotPath: db, OutputDataDir: dir, Name: "default", PeerURLs: []string{local.String()},
-		InitialCluster: "default=" + local.String(), InitialClusterToken: "restored",
+		SnapshotPath: db, OutputDataDir: filepath.Join(dir, "data"), Name: "default", PeerURLs: []string{peer},
+		InitialCluster: "default=" + peer, InitialClusterToken: "restored",
 	}))
-	cfg := embed.NewConfig()
-	cfg.Dir = dir
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{local}, []url.URL{local}
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{local}, []url.URL{local}
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	cfg.LogLevel, cfg.LogOutputs = "error", []string{filepath.Join(t.TempDir(), "etcd.log")}
-	e, err := embed.StartEtcd(cfg)
-	require.NoError(t, err)
-	defer e.Close()
-	<-e.Server.ReadyNotify()
+	e := etcdtest.New(t, dir)
 	c := v3client.New(e.Server)
 	defer c.Close()
 	got, err := c.Get(t.Context(), "/registry/", clientv3.WithPrefix())

@@ -189,7 +189,7 @@ func (w *walk) verifyAll(ctx context.Context) error {
 
 func (w *walk) drillBySubject(ctx context.Context) error {
 	target := up.TargetOf(up.Etcd)
-	if w.fleet.EtcdEndpoint == "" {
+	if w.fleet.Etcd == nil {
 		target = w.fleet.Targets()[0]
 	}
 	if err := w.events.publishJob(ctx, bus.JobSubject(config.WorkDrill, target)); err != nil {

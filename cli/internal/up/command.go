@@ -94,8 +94,8 @@ func (f *Fleet) Print(out io.Writer) error {
 	row("chat page", f.Chat.PageURL())
 	row("NATS", f.NATS.URL())
 	row("S3", f.S3.Endpoint+"  bucket "+f.S3.Config.Bucket)
-	if f.etcd != nil {
-		row("etcd", f.EtcdEndpoint)
+	if f.Etcd != nil {
+		row("etcd", f.Etcd.Endpoint)
 	}
 	if f.Consul != nil {
 		row("Consul", f.Consul.Address)

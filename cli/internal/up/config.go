@@ -56,8 +56,11 @@ func (f *Fleet) writeConfig(context.Context) error {
 	v := fileValues{
 		NATS: f.NATS.URL(), Endpoint: f.S3.Endpoint, Bucket: f.S3.Config.Bucket, Region: f.S3.Config.Region,
 		AccessKeyIDFile: "s3/access-key-id", SecretKeyFile: "s3/secret-access-key", Recipient: identity.Recipient().String(),
-		Etcd: f.EtcdEndpoint, EtcdName: TargetOf(Etcd), ConsulName: TargetOf(Consul), NomadName: TargetOf(Nomad),
+		EtcdName: TargetOf(Etcd), ConsulName: TargetOf(Consul), NomadName: TargetOf(Nomad),
 		Every: f.Every, DrillEvery: f.DrillEvery, VerifyEvery: f.VerifyEvery, Webhook: f.WebhookAddr, RunbookBase: runbookBase,
+	}
+	if f.Etcd != nil {
+		v.Etcd = f.Etcd.Endpoint
 	}
 	if f.Consul != nil {
 		v.Consul = f.Consul.Address

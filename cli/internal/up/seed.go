@@ -17,7 +17,7 @@ import (
 func (f *Fleet) seed(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	if f.etcd != nil {
+	if f.Etcd != nil {
 		if err := f.seedEtcd(ctx); err != nil {
 			return fmt.Errorf("etcd: %w", err)
 		}
@@ -37,7 +37,7 @@ func (f *Fleet) seed(ctx context.Context) error {
 
 // seedEtcd writes objects as Kubernetes keeps them, and a history: some are written twice and some deleted.
 func (f *Fleet) seedEtcd(ctx context.Context) error {
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{f.EtcdEndpoint}, DialTimeout: 10 * time.Second})
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{f.Etcd.Endpoint}, DialTimeout: 10 * time.Second})
 	if err != nil {
 		return err
 	}

@@ -12,11 +12,11 @@ import (
 	"path/filepath"
 	"slices"
 
-	"go.etcd.io/etcd/server/v3/embed"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/chattest"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/etcdtest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/natstest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/s3test"
 	backup "github.com/lifeboat-fleet/lifeboat/services/backup/app"
@@ -62,9 +62,8 @@ type Fleet struct {
 	NATS       *natstest.Server
 	S3         *s3test.Server
 	Chat       *chattest.Server
-	// EtcdEndpoint and the rest are nil or empty when the kind does not run.
-	etcd         *embed.Etcd
-	EtcdEndpoint string
+	// Etcd and the rest are nil when the kind does not run.
+	Etcd         *etcdtest.Server
 	Consul       *bintest.Consul
 	Nomad        *bintest.Nomad
 	Alertmanager *bintest.Alertmanager
@@ -179,6 +178,28 @@ func (f *Fleet) startS3(context.Context) error {
 	f.S3 = s
 	f.onStop(s.Stop)
 	return nil
+}
+
+func (f *Fleet) startEtcd(ctx context.Context) error {
+	if !f.wants(Etcd) {
+		return nil
+	}
+	s, err := etcdtest.Start(ctx, f.path("etcd"))
+	if err != nil {
+		return err
+	}
+	f.Etcd = s
+	f.onStop(func() error { s.Stop(); return nil })
+	return nil
+}
+
+// Break stops one target for good, as an outage would, and says which: Consul's if it runs, else etcd's.
+func (f *Fleet) Break() (target string, err error) {
+	if f.Consul != nil {
+		return TargetOf(Consul), f.Consul.Kill()
+	}
+	f.Etcd.Stop()
+	return TargetOf(Etcd), nil
 }
 
 func (f *Fleet) startConsul(ctx context.Context) error {
