@@ -19,6 +19,9 @@ type Follower struct {
 	// an interruption the last messages may come again; and if there was none yet before it, only the last message of
 	// each subject that came meanwhile.
 	Message func(context.Context, *Message)
+	// Reset is called before the first message of a stream that was made anew, because NATS lost its data: what was seen
+	// before is of another stream, and sequences begin again. It may be nil.
+	Reset func()
 	// CaughtUp is called once when all that was there at the start has been seen, also when that was nothing.
 	CaughtUp func()
 }
@@ -33,8 +36,9 @@ func (b *Bus) Follow(ctx context.Context, f Follower) error {
 			f.CaughtUp()
 		}
 	}
+	var created time.Time
 	for attempt := int64(1); ctx.Err() == nil; attempt++ {
-		err := b.follow(ctx, f, once)
+		err := b.follow(ctx, f, &created, once)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // a stop is how this ends; the error is only its echo
 		}
@@ -46,9 +50,22 @@ func (b *Bus) Follow(ctx context.Context, f Follower) error {
 	return nil
 }
 
-func (b *Bus) follow(ctx context.Context, f Follower, caughtUp func()) error {
+func (b *Bus) follow(ctx context.Context, f Follower, created *time.Time, caughtUp func()) error {
 	setup, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
+	s, err := b.js.Stream(setup, f.Stream)
+	if err != nil {
+		return fmt.Errorf("looking up stream %s: %w", f.Stream, err)
+	}
+	if now := s.CachedInfo().Created; !now.Equal(*created) {
+		if !created.IsZero() && f.Reset != nil {
+			f.Reset()
+		}
+		*created = now
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go b.watchCreation(ctx, f.Stream, *created, stop)
 	cons, err := b.js.OrderedConsumer(setup, f.Stream, jetstream.OrderedConsumerConfig{
 		FilterSubjects: f.Filters, DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy,
 	})
@@ -66,7 +83,7 @@ func (b *Bus) follow(ctx context.Context, f Follower, caughtUp func()) error {
 	for {
 		jm, err := it.Next(jetstream.NextContext(ctx))
 		if err != nil {
-			return fmt.Errorf("waiting for a message: %w", err)
+			return fmt.Errorf("waiting for a message: %w", errors.Join(err, context.Cause(ctx)))
 		}
 		meta, err := jm.Metadata()
 		if err != nil {
@@ -78,6 +95,23 @@ func (b *Bus) follow(ctx context.Context, f Follower, caughtUp func()) error {
 		})
 		if meta.NumPending == 0 {
 			caughtUp()
+		}
+	}
+}
+
+// How often a follower looks whether its stream is still the same one.
+const creationInterval = 5 * time.Second
+
+// watchCreation stops a follower when its stream was made anew. The library does not notice: its ordered consumer goes on
+// waiting for the sequence after the last one that it saw, and would be deaf until the new stream is as long as the old.
+func (b *Bus) watchCreation(ctx context.Context, stream string, created time.Time, stop context.CancelCauseFunc) {
+	for wait(ctx, creationInterval) {
+		asking, cancel := context.WithTimeout(ctx, publishTimeout)
+		s, err := b.js.Stream(asking, stream)
+		cancel()
+		if err == nil && !s.CachedInfo().Created.Equal(created) {
+			stop(fmt.Errorf("stream %s was made anew", stream))
+			return
 		}
 	}
 }

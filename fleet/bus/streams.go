@@ -66,8 +66,11 @@ func (b *Bus) EnsureStreams(ctx context.Context) error {
 		s, err := b.js.Stream(ctx, want.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			// Two services may create it at once: the same settings are no conflict for the server.
-			if _, err = b.js.CreateStream(ctx, want); err != nil {
+			if s, err = b.js.CreateStream(ctx, want); err != nil {
 				return fmt.Errorf("creating stream %s: %w", want.Name, err)
+			}
+			if err = taken(s, want); err != nil {
+				return err
 			}
 			b.log.InfoContext(ctx, "created stream", slog.String("stream", want.Name))
 			continue
@@ -85,9 +88,22 @@ func (b *Bus) EnsureStreams(ctx context.Context) error {
 			continue
 		}
 		b.log.WarnContext(ctx, "updating stream in place", slog.String("stream", want.Name), slog.Any("differs", updatable))
-		if _, err := b.js.UpdateStream(ctx, applyStream(have, want)); err != nil {
+		if s, err = b.js.UpdateStream(ctx, applyStream(have, want)); err != nil {
 			return fmt.Errorf("updating stream %s (%v): %w", want.Name, updatable, err)
 		}
+		if err := taken(s, want); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// taken says whether the server took all settings. An older one ignores those that it does not know, and would store the
+// parts of a batch one by one.
+func taken(s jetstream.Stream, want jetstream.StreamConfig) error {
+	if fixed, updatable := streamDiff(s.CachedInfo().Config, want); len(fixed)+len(updatable) > 0 {
+		return fmt.Errorf("the server did not take all settings of stream %s: %v; NATS server 2.12 or later is needed",
+			want.Name, append(fixed, updatable...))
 	}
 	return nil
 }

@@ -114,6 +114,7 @@ func (a *Alerts) Run(ctx context.Context) error {
 		return a.o.Bus.Follow(ctx, bus.Follower{
 			Stream: bus.StreamEvents, Filters: filters(),
 			Message:  func(ctx context.Context, m *bus.Message) { a.take(ctx, m); wake() },
+			Reset:    a.reset,
 			CaughtUp: func() { close(caughtUp) },
 		})
 	})
@@ -137,6 +138,14 @@ func (a *Alerts) Run(ctx context.Context) error {
 		}
 	})
 	return g.Wait()
+}
+
+// reset forgets the events of a log that was lost: the new log's sequences begin again, and would all seem older. An alert
+// that fired stops being sent; it fires again with its next event, and the RPO clock starts anew.
+func (a *Alerts) reset() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.state = newState()
 }
 
 func (a *Alerts) take(ctx context.Context, m *bus.Message) {
