@@ -43,7 +43,16 @@ func (cfg *Config) check() []problem {
 		}
 	}
 	c.tls("nats.tls", cfg.NATS.TLS)
-	c.store(cfg.Store)
+	c.objectStore("store", cfg.Store.ObjectStore)
+	if cp := cfg.Store.Copy; cp != nil {
+		c.objectStore("store.copy", *cp)
+		if cp.Bucket == "" {
+			c.add("store.copy.bucket", "is missing")
+		}
+		if cp.Bucket == cfg.Store.Bucket && cp.Endpoint == cfg.Store.Endpoint && cp.Prefix == cfg.Store.Prefix {
+			c.add("store.copy", "is the store itself; a copy belongs somewhere else")
+		}
+	}
 	if cfg.Store.Bucket == "" && len(cfg.Targets) > 0 {
 		c.add("store.bucket", "is missing; targets need a bucket to keep their snapshots in")
 	}
@@ -71,19 +80,62 @@ func (cfg *Config) check() []problem {
 	return c.found
 }
 
-func (c *checker) store(s Store) {
+func (c *checker) objectStore(key string, s ObjectStore) {
 	// Bucket naming rules of S3: 3 to 63 characters.
 	if s.Bucket != "" && (len(s.Bucket) < 3 || len(s.Bucket) > 63) {
-		c.add("store.bucket", "%q must have 3 to 63 characters", s.Bucket)
+		c.add(key+".bucket", "%q must have 3 to 63 characters", s.Bucket)
 	}
 	if strings.HasPrefix(s.Prefix, "/") || strings.HasSuffix(s.Prefix, "/") {
-		c.add("store.prefix", "%q must not start or end with a slash", s.Prefix)
+		c.add(key+".prefix", "%q must not start or end with a slash", s.Prefix)
 	}
 	if s.Endpoint != "" {
-		c.url("store.endpoint", s.Endpoint, "http", "https")
+		c.url(key+".endpoint", s.Endpoint, "http", "https")
 	}
 	if (s.AccessKeyIDFile == "") != (s.SecretAccessKeyFile == "") {
-		c.add("store", "access_key_id_file and secret_access_key_file go together")
+		c.add(key, "access_key_id_file and secret_access_key_file go together")
+	}
+	c.oneOf(key+".sse.type", s.SSE.Type, "s3", "kms")
+	if s.SSE.KMSKeyID != "" && s.SSE.Type != "kms" {
+		c.add(key+".sse.kms_key_id", "goes with type: kms")
+	}
+	c.oneOf(key+".object_lock.mode", s.ObjectLock.Mode, "GOVERNANCE", "COMPLIANCE")
+	// S3's own limit: 100 years.
+	if lock := s.ObjectLock; lock.Days < 0 || lock.Days > 36500 || (lock.Mode == "") != (lock.Days == 0) {
+		c.add(key+".object_lock", "mode and days go together, and days is 1 to 36500")
+	}
+	for i, a := range s.Accept {
+		c.oneOf(fmt.Sprintf("%s.accept[%d]", key, i), a, LacksConditionalWrites, LacksMultipartAbort)
+	}
+}
+
+// oneOf checks a value that may be empty.
+func (c *checker) oneOf(key, got string, allowed ...string) {
+	if got != "" && !slices.Contains(allowed, got) {
+		c.add(key, "%q is not one of %s", got, strings.Join(allowed, ", "))
+	}
+}
+
+func (c *checker) retention(key string, t Target) {
+	r := t.Retention
+	for name, n := range map[string]int{
+		"last": r.Last, "hourly": r.Hourly, "daily": r.Daily, "weekly": r.Weekly, "monthly": r.Monthly, "yearly": r.Yearly,
+	} {
+		if n < 0 {
+			c.add(key+".retention."+name, "must not be negative")
+		}
+	}
+	if r.ShrinkGuard < 0 || r.ShrinkGuard > 100 {
+		c.add(key+".retention.shrink_guard", "is %d; it is a percentage, and 100 switches it off", r.ShrinkGuard)
+	}
+	timeout := t.Timeout
+	if timeout == 0 {
+		timeout = defaultTimeout
+	}
+	if age := t.Prune.OrphanAge; age != 0 && age < 2*timeout {
+		c.add(key+".prune.orphan_age", "must be at least twice the target's timeout of %s, or the upload of a running snapshot could be removed", timeout)
+	}
+	if t.Prune.OrphanAge == 0 && defaultOrphanAge < 2*timeout {
+		c.add(key+".timeout", "needs a prune.orphan_age of at least twice as much")
 	}
 }
 
@@ -115,9 +167,19 @@ func (c *checker) target(key string, t Target) {
 	case t.Consul != nil:
 		c.url(key+".consul.address", t.Consul.Address, "http", "https")
 		c.tls(key+".consul.tls", t.Consul.TLS)
+		for i, p := range t.Consul.Prefixes {
+			if p == "" || strings.HasPrefix(p, "/") {
+				c.add(fmt.Sprintf("%s.consul.prefixes[%d]", key, i), "%q: a prefix is the beginning of a key, as config/", p)
+			}
+		}
 	case t.Nomad != nil:
 		c.url(key+".nomad.address", t.Nomad.Address, "http", "https")
 		c.tls(key+".nomad.tls", t.Nomad.TLS)
+		for i, ns := range t.Nomad.Namespaces {
+			if ns == "" || (ns == "*" && len(t.Nomad.Namespaces) > 1) {
+				c.add(fmt.Sprintf("%s.nomad.namespaces[%d]", key, i), "%q: use names, or \"*\" alone for all of them", ns)
+			}
+		}
 	}
 	if t.RPO < 0 {
 		c.add(key+".rpo", "must not be negative")
@@ -125,6 +187,13 @@ func (c *checker) target(key string, t Target) {
 	if t.Timeout < 0 {
 		c.add(key+".timeout", "must not be negative")
 	}
+	if t.MinKiBPerSecond < -1 {
+		c.add(key+".min_kib_per_second", "must not be less than -1, which means no limit")
+	}
+	if t.ReadBack.SampleAboveMiB < 0 {
+		c.add(key+".read_back.sample_above_mib", "must not be negative")
+	}
+	c.retention(key, t)
 	if t.TimeZone == "Local" {
 		c.add(key+".time_zone", "use an IANA name; Local differs from machine to machine")
 	}
@@ -132,7 +201,7 @@ func (c *checker) target(key string, t Target) {
 		c.add(key+".time_zone", "%v", err)
 		return // every schedule would say it again
 	}
-	lines := map[Work]string{WorkSnapshot: ".schedule", WorkVerify: ".verify.schedule", WorkDrill: ".drill.schedule"}
+	lines := map[Work]string{WorkSnapshot: ".schedule", WorkVerify: ".verify.schedule", WorkDrill: ".drill.schedule", WorkPrune: ".prune.schedule"}
 	for _, w := range Works() {
 		line := t.ScheduleOf(w)
 		if line == "" {

@@ -37,17 +37,54 @@ type TLS struct {
 	KeyFile  SecretFile `yaml:"key_file"`
 }
 
-// Store is the bucket that holds every snapshot.
+// Store is where every snapshot is kept.
 type Store struct {
+	ObjectStore `yaml:",inline"`
+	// Copy is a second bucket that every committed snapshot is copied to; none when empty.
+	Copy *ObjectStore `yaml:"copy"`
+}
+
+// ObjectStore is a bucket of S3 or of a compatible store, and how to reach it.
+type ObjectStore struct {
 	Bucket    string `yaml:"bucket"`
 	Prefix    string `yaml:"prefix"`
 	Endpoint  string `yaml:"endpoint"`
 	Region    string `yaml:"region"`
 	PathStyle bool   `yaml:"path_style"`
 	CAFile    string `yaml:"ca_file"`
-	// Both empty: the AWS SDK's own chain (environment, web identity, instance role).
+	// Both empty: the AWS SDK's own chain (environment, shared files, assumed role, web identity, instance role).
 	AccessKeyIDFile     SecretFile `yaml:"access_key_id_file"`
 	SecretAccessKeyFile SecretFile `yaml:"secret_access_key_file"`
+	SSE                 SSE        `yaml:"sse"`
+	// StorageClass of data objects, as STANDARD_IA; the bucket's own when empty. Manifests stay in the bucket's own.
+	StorageClass string     `yaml:"storage_class"`
+	ObjectLock   ObjectLock `yaml:"object_lock"`
+	// Accept names what the store may lack although it makes it less safe: Lacks* values.
+	Accept []string `yaml:"accept"`
+}
+
+// What a store may lack, as store.accept names it.
+const (
+	// LacksConditionalWrites: If-None-Match is ignored. Only the claim in NATS then keeps two workers apart.
+	LacksConditionalWrites = "no-conditional-writes"
+	// LacksMultipartAbort: parts of aborted uploads stay and are paid for.
+	LacksMultipartAbort = "no-multipart-abort"
+)
+
+// SSE is encryption by the store itself, beside age.
+type SSE struct {
+	// Type is "s3" (SSE-S3, AES256) or "kms" (SSE-KMS); empty leaves it to the bucket.
+	Type string `yaml:"type"`
+	// KMSKeyID is the key's id or ARN for "kms"; the account's own key when empty.
+	KMSKeyID string `yaml:"kms_key_id"`
+}
+
+// ObjectLock protects data and manifests from deletion by anybody. The bucket must have been made with object lock.
+type ObjectLock struct {
+	// Mode is "GOVERNANCE" or "COMPLIANCE"; empty: objects are not locked.
+	Mode string `yaml:"mode"`
+	// Days that each object is locked from the moment it is written.
+	Days int `yaml:"days"`
 }
 
 // Encryption names who can read snapshots. No recipients means that data is stored in clear.
@@ -72,8 +109,53 @@ type Target struct {
 	RPO time.Duration `yaml:"rpo"`
 	// Timeout is the longest a snapshot may take; 1h when empty. It bounds how long the source holds its read open.
 	Timeout time.Duration `yaml:"timeout"`
-	Drill   Drill         `yaml:"drill"`
-	Verify  Verify        `yaml:"verify"`
+	// MinKiBPerSecond is how much must be read from the source in any one minute, in KiB/s of it; 64 when empty, -1 for no
+	// limit. A snapshot that crawls holds the source's read transaction open, and etcd's database grows meanwhile.
+	MinKiBPerSecond int       `yaml:"min_kib_per_second"`
+	ReadBack        ReadBack  `yaml:"read_back"`
+	Drill           Drill     `yaml:"drill"`
+	Verify          Verify    `yaml:"verify"`
+	Retention       Retention `yaml:"retention"`
+	Prune           Prune     `yaml:"prune"`
+}
+
+// ReadBack says how a fresh upload is compared before it is committed.
+type ReadBack struct {
+	// SampleAboveMiB: larger objects are compared by samples only. Zero: every object is read back whole.
+	SampleAboveMiB int64 `yaml:"sample_above_mib"`
+}
+
+// Retention says which snapshots are kept; a snapshot is kept if any rule keeps it. An empty policy keeps everything.
+// Days, weeks (from Monday), months and years are those of the target's time zone; of each, the newest snapshot is kept.
+type Retention struct {
+	// Last keeps that many of the newest.
+	Last int `yaml:"last"`
+	// Hourly and the next four keep the newest of each of that many hours, days, ... that have one.
+	Hourly  int `yaml:"hourly"`
+	Daily   int `yaml:"daily"`
+	Weekly  int `yaml:"weekly"`
+	Monthly int `yaml:"monthly"`
+	Yearly  int `yaml:"yearly"`
+	// Within keeps everything younger than this: 36h, 30d, 2w.
+	Within Period `yaml:"within"`
+	// ShrinkGuard is by how many percent of its keys (or jobs) the newest snapshot may have shrunk before nothing is
+	// deleted until somebody confirms it; 40 when empty, 100 switches it off.
+	ShrinkGuard int `yaml:"shrink_guard"`
+}
+
+// Empty says whether no rule keeps anything, which means that nothing is ever deleted.
+func (r Retention) Empty() bool {
+	r.ShrinkGuard = 0
+	return r == Retention{}
+}
+
+// Prune says when retention is applied.
+type Prune struct {
+	// Schedule is a cron line; @daily when there is a retention policy and this is empty.
+	Schedule string `yaml:"schedule"`
+	// OrphanAge is how old data without a manifest, and an upload that was never completed, must be before it is removed; 24h
+	// when empty. It must be longer than a snapshot can take with all its attempts.
+	OrphanAge time.Duration `yaml:"orphan_age"`
 }
 
 // Drill says when a restore of the newest snapshot is rehearsed.
@@ -100,6 +182,10 @@ type Consul struct {
 	Address   string     `yaml:"address"`
 	TLS       TLS        `yaml:"tls"`
 	TokenFile SecretFile `yaml:"token_file"`
+	// Prefixes limits the backup to keys that begin with one of them; everything when empty.
+	Prefixes []string `yaml:"prefixes"`
+	// Full adds the raft snapshot of the whole datacenter, which holds every ACL secret. It needs a management token.
+	Full bool `yaml:"full"`
 }
 
 // Nomad is one Nomad region.
@@ -107,6 +193,10 @@ type Nomad struct {
 	Address   string     `yaml:"address"`
 	TLS       TLS        `yaml:"tls"`
 	TokenFile SecretFile `yaml:"token_file"`
+	// Namespaces to read, by name; "*" or nothing means all.
+	Namespaces []string `yaml:"namespaces"`
+	// Full adds the operator snapshot, which holds the keyring and every ACL secret. It needs a management token.
+	Full bool `yaml:"full"`
 }
 
 // Alertmanager says where the fleet's own alerts are posted.
@@ -171,13 +261,11 @@ const (
 	WorkSnapshot Work = "snapshot"
 	WorkVerify   Work = "verify"
 	WorkDrill    Work = "drill"
+	WorkPrune    Work = "prune"
 )
 
-// WorkPrune applies retention, which does not exist yet: the subject does, and a job on it is refused with that reason.
-const WorkPrune Work = "prune"
-
-// Works are those that can be scheduled, in the order in which they are usually done.
-func Works() []Work { return []Work{WorkSnapshot, WorkVerify, WorkDrill} }
+// Works are all of them, in the order in which they are usually done.
+func Works() []Work { return []Work{WorkSnapshot, WorkVerify, WorkDrill, WorkPrune} }
 
 // ScheduleOf is the target's cron line for a kind of work; empty when it has none.
 func (t Target) ScheduleOf(w Work) string {
@@ -188,6 +276,11 @@ func (t Target) ScheduleOf(w Work) string {
 		return t.Verify.Schedule
 	case WorkDrill:
 		return t.Drill.Schedule
+	case WorkPrune:
+		if t.Prune.Schedule == "" && !t.Retention.Empty() {
+			return "@daily"
+		}
+		return t.Prune.Schedule
 	}
 	return ""
 }
@@ -222,6 +315,10 @@ const (
 	defaultResend      = time.Minute
 	defaultListen      = "127.0.0.1:9095"
 	defaultGiveUpAfter = 24 * time.Hour
+	defaultMinKiB      = 64
+	defaultShrinkGuard = 40
+	defaultOrphanAge   = 24 * time.Hour
+	defaultRegion      = "us-east-1"
 )
 
 func (c *Config) setDefaults() {
@@ -232,12 +329,13 @@ func (c *Config) setDefaults() {
 		c.NATS.Replicas = 1
 	}
 	if c.Store.Region == "" {
-		c.Store.Region = "us-east-1"
+		c.Store.Region = defaultRegion
+	}
+	if c.Store.Copy != nil && c.Store.Copy.Region == "" {
+		c.Store.Copy.Region = defaultRegion
 	}
 	for i := range c.Targets {
-		if c.Targets[i].Timeout == 0 {
-			c.Targets[i].Timeout = defaultTimeout
-		}
+		c.Targets[i].setDefaults()
 	}
 	if c.Alertmanager.ResendInterval == 0 {
 		c.Alertmanager.ResendInterval = defaultResend
@@ -247,5 +345,20 @@ func (c *Config) setDefaults() {
 	}
 	if c.Notifier.GiveUpAfter == 0 {
 		c.Notifier.GiveUpAfter = defaultGiveUpAfter
+	}
+}
+
+func (t *Target) setDefaults() {
+	if t.Timeout == 0 {
+		t.Timeout = defaultTimeout
+	}
+	if t.MinKiBPerSecond == 0 {
+		t.MinKiBPerSecond = defaultMinKiB
+	}
+	if t.Retention.ShrinkGuard == 0 {
+		t.Retention.ShrinkGuard = defaultShrinkGuard
+	}
+	if t.Prune.OrphanAge == 0 {
+		t.Prune.OrphanAge = defaultOrphanAge
 	}
 }

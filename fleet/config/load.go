@@ -82,7 +82,7 @@ func Parse(path string, src []byte) (*Config, error) {
 	cfg := &Config{}
 	if len(file.Docs) == 1 && file.Docs[0].Body != nil {
 		doc.body = file.Docs[0].Body
-		if err := doc.checkDurations(durationKeys(reflect.TypeFor[Config](), map[string]bool{})); err != nil {
+		if err := doc.checkDurations(durationKeys(reflect.TypeFor[Config](), map[string]func(string) error{})); err != nil {
 			return nil, err
 		}
 		dec := yaml.NewDecoder(strings.NewReader(string(src)), yaml.Strict())
@@ -144,45 +144,58 @@ func (d *document) keyAt(line, column int) string {
 }
 
 // checkDurations finds values that are no durations before the decoder does, which would not say where they stand.
-func (d *document) checkDurations(keys map[string]bool) error {
+func (d *document) checkDurations(keys map[string]func(string) error) error {
 	var found error
 	ast.Walk(visitor(func(n ast.Node) {
 		entry, ok := n.(*ast.MappingValueNode)
-		if !ok || found != nil || !keys[entry.Key.String()] {
+		if !ok || found != nil {
+			return
+		}
+		check, ok := keys[entry.Key.String()]
+		if !ok {
 			return
 		}
 		value, ok := entry.Value.(ast.ScalarNode)
 		if !ok {
 			return // the decoder says what a mapping or list is doing here
 		}
-		if _, err := time.ParseDuration(fmt.Sprint(value.GetValue())); err != nil {
+		if err := check(fmt.Sprint(value.GetValue())); err != nil {
 			pos := value.GetToken().Position
 			found = &Error{
 				File: d.path, Line: pos.Line, Column: pos.Column, Key: strings.TrimPrefix(value.GetPath(), "$."),
-				Message: fmt.Sprintf("%q is not a duration such as 90s, 15m or 12h", value.GetToken().Value), Source: d.line(pos.Line),
+				Message: err.Error(), Source: d.line(pos.Line),
 			}
 		}
 	}), d.body)
 	return found
 }
 
-// durationKeys are the names of all keys that hold a duration.
-func durationKeys(t reflect.Type, keys map[string]bool) map[string]bool {
+// durationKeys are the names of all keys that hold a duration or a period, and how each is checked.
+func durationKeys(t reflect.Type, keys map[string]func(string) error) map[string]func(string) error {
 	switch t.Kind() {
 	case reflect.Pointer, reflect.Slice:
 		durationKeys(t.Elem(), keys)
 	case reflect.Struct:
 		for f := range t.Fields() {
-			if f.Type == reflect.TypeFor[time.Duration]() {
-				keys[f.Tag.Get("yaml")] = true
-				continue
-			}
-			if f.Type != reflect.TypeFor[[]Route]() { // routes nest in themselves, and hold none
+			switch f.Type {
+			case reflect.TypeFor[time.Duration]():
+				keys[f.Tag.Get("yaml")] = checkDuration
+			case reflect.TypeFor[Period]():
+				keys[f.Tag.Get("yaml")] = func(s string) error { return new(Period).UnmarshalText([]byte(s)) }
+			case reflect.TypeFor[[]Route](): // routes nest in themselves, and hold none
+			default:
 				durationKeys(f.Type, keys)
 			}
 		}
 	}
 	return keys
+}
+
+func checkDuration(s string) error {
+	if _, err := time.ParseDuration(s); err != nil {
+		return fmt.Errorf("%q is not a duration such as 90s, 15m or 12h", s)
+	}
+	return nil
 }
 
 type visitor func(ast.Node)

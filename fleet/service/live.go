@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -149,7 +150,7 @@ func needsRestart(old, now *config.Config) []string {
 	if old.NATS != now.NATS {
 		names = append(names, "nats")
 	}
-	if old.Store != now.Store {
+	if !reflect.DeepEqual(old.Store, now.Store) {
 		names = append(names, "store")
 	}
 	if old.Notifier.Listen != now.Notifier.Listen {

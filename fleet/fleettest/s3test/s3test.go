@@ -32,7 +32,7 @@ type Server struct {
 	// Dir holds the objects as files: <Dir>/<bucket>/<key>, for a test that corrupts one.
 	Dir string
 	// Config reaches it: endpoint, bucket and the files that hold the keys.
-	Config config.Store
+	Config config.ObjectStore
 	cancel context.CancelFunc
 	done   chan error
 }
@@ -65,7 +65,7 @@ func Start(dir, addr string) (*Server, error) {
 		}
 		keys[i] = string(b)
 	}
-	s.Config = config.Store{
+	s.Config = config.ObjectStore{
 		Bucket: Bucket, Endpoint: s.Endpoint, Region: "us-east-1", PathStyle: true,
 		AccessKeyIDFile:     config.SecretFile(filepath.Join(dir, "access-key-id")),
 		SecretAccessKeyFile: config.SecretFile(filepath.Join(dir, "secret-access-key")),

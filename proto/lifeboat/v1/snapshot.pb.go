@@ -22,6 +22,62 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// What the mark says. The object's name is the kind in lower case with dashes: pin, shrink-confirmed, verified.
+type Mark_Kind int32
+
+const (
+	Mark_KIND_UNSPECIFIED Mark_Kind = 0
+	// Retention never deletes it.
+	Mark_KIND_PIN Mark_Kind = 1
+	// Somebody has looked at why this snapshot holds so much less than those before, and it is right.
+	Mark_KIND_SHRINK_CONFIRMED Mark_Kind = 2
+	// The stored objects were read again and compared.
+	Mark_KIND_VERIFIED Mark_Kind = 3
+)
+
+// Enum value maps for Mark_Kind.
+var (
+	Mark_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "KIND_PIN",
+		2: "KIND_SHRINK_CONFIRMED",
+		3: "KIND_VERIFIED",
+	}
+	Mark_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED":      0,
+		"KIND_PIN":              1,
+		"KIND_SHRINK_CONFIRMED": 2,
+		"KIND_VERIFIED":         3,
+	}
+)
+
+func (x Mark_Kind) Enum() *Mark_Kind {
+	p := new(Mark_Kind)
+	*p = x
+	return p
+}
+
+func (x Mark_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Mark_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_lifeboat_v1_snapshot_proto_enumTypes[0].Descriptor()
+}
+
+func (Mark_Kind) Type() protoreflect.EnumType {
+	return &file_lifeboat_v1_snapshot_proto_enumTypes[0]
+}
+
+func (x Mark_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Mark_Kind.Descriptor instead.
+func (Mark_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{8, 0}
+}
+
 // Manifest is the commit point of a snapshot: a snapshot exists if and only if its manifest does. It is stored as
 // <prefix>/<target>/snapshots/<id>/manifest.json and holds everything that a restore needs besides the data.
 type Manifest struct {
@@ -45,8 +101,12 @@ type Manifest struct {
 	// Commands that restore this snapshot with stock tools, in order, ready to paste.
 	RestoreCommands []string `protobuf:"bytes,14,rep,name=restore_commands,json=restoreCommands,proto3" json:"restore_commands,omitempty"`
 	TraceId         string   `protobuf:"bytes,15,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Further parts of the same backup, as the raft snapshot that `full: true` adds. Each was read on its own.
+	Parts []*Data `protobuf:"bytes,16,rep,name=parts,proto3" json:"parts,omitempty"`
+	// When the last byte was stored. Reading back began then.
+	UploadedAt    *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=uploaded_at,json=uploadedAt,proto3" json:"uploaded_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Manifest) Reset() {
@@ -184,6 +244,20 @@ func (x *Manifest) GetTraceId() string {
 	return ""
 }
 
+func (x *Manifest) GetParts() []*Data {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *Manifest) GetUploadedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UploadedAt
+	}
+	return nil
+}
+
 // SourceInfo is the source's own account of what was read.
 type SourceInfo struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -197,7 +271,11 @@ type SourceInfo struct {
 	// etcd only. Comparable with another HashKV at the same revision and compact revision.
 	HashKv *HashKV `protobuf:"bytes,5,opt,name=hash_kv,json=hashKv,proto3" json:"hash_kv,omitempty"`
 	// What could not be read, and why. Never silently absent.
-	Missing       []string `protobuf:"bytes,6,rep,name=missing,proto3" json:"missing,omitempty"`
+	Missing []string `protobuf:"bytes,6,rep,name=missing,proto3" json:"missing,omitempty"`
+	// etcd only: how the member was at that moment.
+	EtcdHealth *EtcdHealth `protobuf:"bytes,7,opt,name=etcd_health,json=etcdHealth,proto3" json:"etcd_health,omitempty"`
+	// What about the source should worry somebody, a sentence each: an alarm, a quota nearly used, fewer keys than before.
+	Worries       []string `protobuf:"bytes,8,rep,name=worries,proto3" json:"worries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -274,6 +352,91 @@ func (x *SourceInfo) GetMissing() []string {
 	return nil
 }
 
+func (x *SourceInfo) GetEtcdHealth() *EtcdHealth {
+	if x != nil {
+		return x.EtcdHealth
+	}
+	return nil
+}
+
+func (x *SourceInfo) GetWorries() []string {
+	if x != nil {
+		return x.Worries
+	}
+	return nil
+}
+
+// EtcdHealth is what an etcd cluster says about its own storage.
+type EtcdHealth struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As "NOSPACE member 8e9e05c52164694d".
+	Alarms []string `protobuf:"bytes,1,rep,name=alarms,proto3" json:"alarms,omitempty"`
+	// The database's size in bytes, how much of that is in use (the rest is fragmentation), and the quota.
+	DbBytes       int64 `protobuf:"varint,2,opt,name=db_bytes,json=dbBytes,proto3" json:"db_bytes,omitempty"`
+	DbBytesInUse  int64 `protobuf:"varint,3,opt,name=db_bytes_in_use,json=dbBytesInUse,proto3" json:"db_bytes_in_use,omitempty"`
+	QuotaBytes    int64 `protobuf:"varint,4,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EtcdHealth) Reset() {
+	*x = EtcdHealth{}
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EtcdHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EtcdHealth) ProtoMessage() {}
+
+func (x *EtcdHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EtcdHealth.ProtoReflect.Descriptor instead.
+func (*EtcdHealth) Descriptor() ([]byte, []int) {
+	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *EtcdHealth) GetAlarms() []string {
+	if x != nil {
+		return x.Alarms
+	}
+	return nil
+}
+
+func (x *EtcdHealth) GetDbBytes() int64 {
+	if x != nil {
+		return x.DbBytes
+	}
+	return 0
+}
+
+func (x *EtcdHealth) GetDbBytesInUse() int64 {
+	if x != nil {
+		return x.DbBytesInUse
+	}
+	return 0
+}
+
+func (x *EtcdHealth) GetQuotaBytes() int64 {
+	if x != nil {
+		return x.QuotaBytes
+	}
+	return 0
+}
+
 // HashKV is etcd's hash of its key space, as the Maintenance API gives it.
 type HashKV struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -286,7 +449,7 @@ type HashKV struct {
 
 func (x *HashKV) Reset() {
 	*x = HashKV{}
-	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[2]
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +461,7 @@ func (x *HashKV) String() string {
 func (*HashKV) ProtoMessage() {}
 
 func (x *HashKV) ProtoReflect() protoreflect.Message {
-	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[2]
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +474,7 @@ func (x *HashKV) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashKV.ProtoReflect.Descriptor instead.
 func (*HashKV) Descriptor() ([]byte, []int) {
-	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{2}
+	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *HashKV) GetHash() uint32 {
@@ -339,21 +502,25 @@ func (x *HashKV) GetCompactRevision() int64 {
 type Data struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// The stock tool's format: "db", "json" or "tar".
+	// The stock tool's format: "db", "json" or "tar"; "snap" for a raft snapshot.
 	Format string  `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"`
 	Raw    *Digest `protobuf:"bytes,3,opt,name=raw,proto3" json:"raw,omitempty"`
 	Stored *Digest `protobuf:"bytes,4,opt,name=stored,proto3" json:"stored,omitempty"`
 	// "zstd".
 	Compression string `protobuf:"bytes,5,opt,name=compression,proto3" json:"compression,omitempty"`
 	// The age recipients that can decrypt it. Empty: stored in clear.
-	Recipients    []string `protobuf:"bytes,6,rep,name=recipients,proto3" json:"recipients,omitempty"`
+	Recipients []string `protobuf:"bytes,6,rep,name=recipients,proto3" json:"recipients,omitempty"`
+	// The snapshot under whose key the object is stored, when the source had not changed since then. Empty: this one's own.
+	UnchangedSince string `protobuf:"bytes,7,opt,name=unchanged_since,json=unchangedSince,proto3" json:"unchanged_since,omitempty"`
+	// Of a further part only: what was read for it.
+	Source        *SourceInfo `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Data) Reset() {
 	*x = Data{}
-	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[3]
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -365,7 +532,7 @@ func (x *Data) String() string {
 func (*Data) ProtoMessage() {}
 
 func (x *Data) ProtoReflect() protoreflect.Message {
-	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[3]
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -378,7 +545,7 @@ func (x *Data) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Data.ProtoReflect.Descriptor instead.
 func (*Data) Descriptor() ([]byte, []int) {
-	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{3}
+	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Data) GetKey() string {
@@ -423,6 +590,20 @@ func (x *Data) GetRecipients() []string {
 	return nil
 }
 
+func (x *Data) GetUnchangedSince() string {
+	if x != nil {
+		return x.UnchangedSince
+	}
+	return ""
+}
+
+func (x *Data) GetSource() *SourceInfo {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
 // Digest is a length in bytes and a lower-case hexadecimal sha256.
 type Digest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -434,7 +615,7 @@ type Digest struct {
 
 func (x *Digest) Reset() {
 	*x = Digest{}
-	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[4]
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +627,7 @@ func (x *Digest) String() string {
 func (*Digest) ProtoMessage() {}
 
 func (x *Digest) ProtoReflect() protoreflect.Message {
-	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[4]
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +640,7 @@ func (x *Digest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Digest.ProtoReflect.Descriptor instead.
 func (*Digest) Descriptor() ([]byte, []int) {
-	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{4}
+	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Digest) GetBytes() int64 {
@@ -481,16 +662,21 @@ type Verification struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	At    *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
 	// "decoded": read back, decompressed, and equal to the raw digest; "stored": read back and equal to the stored
-	// digest, because only the recipient can decrypt it.
-	Method        string `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
-	Bytes         int64  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// digest, because only the recipient can decrypt it; "sampled": some chunks read back and equal to what was sent.
+	// With several parts, the weakest of theirs.
+	Method string `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
+	// How many stored bytes were read back.
+	Bytes int64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// For "sampled": how many chunks there are, and how many of them were read.
+	Chunks        int64 `protobuf:"varint,4,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	ChunksRead    int64 `protobuf:"varint,5,opt,name=chunks_read,json=chunksRead,proto3" json:"chunks_read,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Verification) Reset() {
 	*x = Verification{}
-	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[5]
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +688,7 @@ func (x *Verification) String() string {
 func (*Verification) ProtoMessage() {}
 
 func (x *Verification) ProtoReflect() protoreflect.Message {
-	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[5]
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +701,7 @@ func (x *Verification) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verification.ProtoReflect.Descriptor instead.
 func (*Verification) Descriptor() ([]byte, []int) {
-	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{5}
+	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Verification) GetAt() *timestamppb.Timestamp {
@@ -539,6 +725,20 @@ func (x *Verification) GetBytes() int64 {
 	return 0
 }
 
+func (x *Verification) GetChunks() int64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *Verification) GetChunksRead() int64 {
+	if x != nil {
+		return x.ChunksRead
+	}
+	return 0
+}
+
 // StoreCapabilities is what the store was seen to do, not what it claims.
 type StoreCapabilities struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -546,13 +746,21 @@ type StoreCapabilities struct {
 	ConditionalWrites bool   `protobuf:"varint,1,opt,name=conditional_writes,json=conditionalWrites,proto3" json:"conditional_writes,omitempty"`
 	Endpoint          string `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	Bucket            string `protobuf:"bytes,3,opt,name=bucket,proto3" json:"bucket,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// "enabled", "suspended", "off", or "unknown" when the store would not tell.
+	Versioning string `protobuf:"bytes,4,opt,name=versioning,proto3" json:"versioning,omitempty"`
+	// "enabled", "off" or "unknown".
+	ObjectLock string `protobuf:"bytes,5,opt,name=object_lock,json=objectLock,proto3" json:"object_lock,omitempty"`
+	// A put with a wrong checksum was refused.
+	Checksums bool `protobuf:"varint,6,opt,name=checksums,proto3" json:"checksums,omitempty"`
+	// An aborted multipart upload was gone afterwards.
+	MultipartAbort bool `protobuf:"varint,7,opt,name=multipart_abort,json=multipartAbort,proto3" json:"multipart_abort,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StoreCapabilities) Reset() {
 	*x = StoreCapabilities{}
-	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[6]
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +772,7 @@ func (x *StoreCapabilities) String() string {
 func (*StoreCapabilities) ProtoMessage() {}
 
 func (x *StoreCapabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[6]
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +785,7 @@ func (x *StoreCapabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreCapabilities.ProtoReflect.Descriptor instead.
 func (*StoreCapabilities) Descriptor() ([]byte, []int) {
-	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{6}
+	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *StoreCapabilities) GetConditionalWrites() bool {
@@ -601,11 +809,144 @@ func (x *StoreCapabilities) GetBucket() string {
 	return ""
 }
 
+func (x *StoreCapabilities) GetVersioning() string {
+	if x != nil {
+		return x.Versioning
+	}
+	return ""
+}
+
+func (x *StoreCapabilities) GetObjectLock() string {
+	if x != nil {
+		return x.ObjectLock
+	}
+	return ""
+}
+
+func (x *StoreCapabilities) GetChecksums() bool {
+	if x != nil {
+		return x.Checksums
+	}
+	return false
+}
+
+func (x *StoreCapabilities) GetMultipartAbort() bool {
+	if x != nil {
+		return x.MultipartAbort
+	}
+	return false
+}
+
+// Mark is what is known of a snapshot since it was committed, stored beside it as marks/<kind>.json. A later mark of the
+// same kind replaces the earlier one.
+type Mark struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Format     int32                  `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
+	Kind       Mark_Kind              `protobuf:"varint,2,opt,name=kind,proto3,enum=lifeboat.v1.Mark_Kind" json:"kind,omitempty"`
+	Target     string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	SnapshotId string                 `protobuf:"bytes,4,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	// Who or what set it.
+	By string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	At *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=at,proto3" json:"at,omitempty"`
+	// Why, in a person's words; for KIND_VERIFIED how it was compared, or what is wrong.
+	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// False takes a pin or a confirmation back, which leaves a record; of KIND_VERIFIED it means that the data is damaged.
+	Holds         bool `protobuf:"varint,8,opt,name=holds,proto3" json:"holds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mark) Reset() {
+	*x = Mark{}
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mark) ProtoMessage() {}
+
+func (x *Mark) ProtoReflect() protoreflect.Message {
+	mi := &file_lifeboat_v1_snapshot_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mark.ProtoReflect.Descriptor instead.
+func (*Mark) Descriptor() ([]byte, []int) {
+	return file_lifeboat_v1_snapshot_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Mark) GetFormat() int32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *Mark) GetKind() Mark_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Mark_KIND_UNSPECIFIED
+}
+
+func (x *Mark) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Mark) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
+func (x *Mark) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Mark) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Mark) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Mark) GetHolds() bool {
+	if x != nil {
+		return x.Holds
+	}
+	return false
+}
+
 var File_lifeboat_v1_snapshot_proto protoreflect.FileDescriptor
 
 const file_lifeboat_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"\x1alifeboat/v1/snapshot.proto\x12\vlifeboat.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15lifeboat/v1/job.proto\"\xf0\x04\n" +
+	"\x1alifeboat/v1/snapshot.proto\x12\vlifeboat.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15lifeboat/v1/job.proto\"\xd6\x05\n" +
 	"\bManifest\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\x05R\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x16\n" +
@@ -623,7 +964,10 @@ const file_lifeboat_v1_snapshot_proto_rawDesc = "" +
 	"\x05store\x18\f \x01(\v2\x1e.lifeboat.v1.StoreCapabilitiesR\x05store\x12)\n" +
 	"\x10lifeboat_version\x18\r \x01(\tR\x0flifeboatVersion\x12)\n" +
 	"\x10restore_commands\x18\x0e \x03(\tR\x0frestoreCommands\x12\x19\n" +
-	"\btrace_id\x18\x0f \x01(\tR\atraceId\"\x82\x03\n" +
+	"\btrace_id\x18\x0f \x01(\tR\atraceId\x12'\n" +
+	"\x05parts\x18\x10 \x03(\v2\x11.lifeboat.v1.DataR\x05parts\x12;\n" +
+	"\vuploaded_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"uploadedAt\"\xd6\x03\n" +
 	"\n" +
 	"SourceInfo\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12A\n" +
@@ -631,17 +975,27 @@ const file_lifeboat_v1_snapshot_proto_rawDesc = "" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12;\n" +
 	"\x06counts\x18\x04 \x03(\v2#.lifeboat.v1.SourceInfo.CountsEntryR\x06counts\x12,\n" +
 	"\ahash_kv\x18\x05 \x01(\v2\x13.lifeboat.v1.HashKVR\x06hashKv\x12\x18\n" +
-	"\amissing\x18\x06 \x03(\tR\amissing\x1a;\n" +
+	"\amissing\x18\x06 \x03(\tR\amissing\x128\n" +
+	"\vetcd_health\x18\a \x01(\v2\x17.lifeboat.v1.EtcdHealthR\n" +
+	"etcdHealth\x12\x18\n" +
+	"\aworries\x18\b \x03(\tR\aworries\x1a;\n" +
 	"\rIdentityEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vCountsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"c\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x87\x01\n" +
+	"\n" +
+	"EtcdHealth\x12\x16\n" +
+	"\x06alarms\x18\x01 \x03(\tR\x06alarms\x12\x19\n" +
+	"\bdb_bytes\x18\x02 \x01(\x03R\adbBytes\x12%\n" +
+	"\x0fdb_bytes_in_use\x18\x03 \x01(\x03R\fdbBytesInUse\x12\x1f\n" +
+	"\vquota_bytes\x18\x04 \x01(\x03R\n" +
+	"quotaBytes\"c\n" +
 	"\x06HashKV\x12\x12\n" +
 	"\x04hash\x18\x01 \x01(\rR\x04hash\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12)\n" +
-	"\x10compact_revision\x18\x03 \x01(\x03R\x0fcompactRevision\"\xc6\x01\n" +
+	"\x10compact_revision\x18\x03 \x01(\x03R\x0fcompactRevision\"\xa0\x02\n" +
 	"\x04Data\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06format\x18\x02 \x01(\tR\x06format\x12%\n" +
@@ -650,18 +1004,45 @@ const file_lifeboat_v1_snapshot_proto_rawDesc = "" +
 	"\vcompression\x18\x05 \x01(\tR\vcompression\x12\x1e\n" +
 	"\n" +
 	"recipients\x18\x06 \x03(\tR\n" +
-	"recipients\"6\n" +
+	"recipients\x12'\n" +
+	"\x0funchanged_since\x18\a \x01(\tR\x0eunchangedSince\x12/\n" +
+	"\x06source\x18\b \x01(\v2\x17.lifeboat.v1.SourceInfoR\x06source\"6\n" +
 	"\x06Digest\x12\x14\n" +
 	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\x12\x16\n" +
-	"\x06sha256\x18\x02 \x01(\tR\x06sha256\"h\n" +
+	"\x06sha256\x18\x02 \x01(\tR\x06sha256\"\xa1\x01\n" +
 	"\fVerification\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"v\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06chunks\x18\x04 \x01(\x03R\x06chunks\x12\x1f\n" +
+	"\vchunks_read\x18\x05 \x01(\x03R\n" +
+	"chunksRead\"\xfe\x01\n" +
 	"\x11StoreCapabilities\x12-\n" +
 	"\x12conditional_writes\x18\x01 \x01(\bR\x11conditionalWrites\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x16\n" +
-	"\x06bucket\x18\x03 \x01(\tR\x06bucketBAZ?github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1;lifeboatv1b\x06proto3"
+	"\x06bucket\x18\x03 \x01(\tR\x06bucket\x12\x1e\n" +
+	"\n" +
+	"versioning\x18\x04 \x01(\tR\n" +
+	"versioning\x12\x1f\n" +
+	"\vobject_lock\x18\x05 \x01(\tR\n" +
+	"objectLock\x12\x1c\n" +
+	"\tchecksums\x18\x06 \x01(\bR\tchecksums\x12'\n" +
+	"\x0fmultipart_abort\x18\a \x01(\bR\x0emultipartAbort\"\xc7\x02\n" +
+	"\x04Mark\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\x05R\x06format\x12*\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x16.lifeboat.v1.Mark.KindR\x04kind\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x1f\n" +
+	"\vsnapshot_id\x18\x04 \x01(\tR\n" +
+	"snapshotId\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12*\n" +
+	"\x02at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x14\n" +
+	"\x05holds\x18\b \x01(\bR\x05holds\"X\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bKIND_PIN\x10\x01\x12\x19\n" +
+	"\x15KIND_SHRINK_CONFIRMED\x10\x02\x12\x11\n" +
+	"\rKIND_VERIFIED\x10\x03BAZ?github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1;lifeboatv1b\x06proto3"
 
 var (
 	file_lifeboat_v1_snapshot_proto_rawDescOnce sync.Once
@@ -675,40 +1056,50 @@ func file_lifeboat_v1_snapshot_proto_rawDescGZIP() []byte {
 	return file_lifeboat_v1_snapshot_proto_rawDescData
 }
 
-var file_lifeboat_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_lifeboat_v1_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_lifeboat_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_lifeboat_v1_snapshot_proto_goTypes = []any{
-	(*Manifest)(nil),              // 0: lifeboat.v1.Manifest
-	(*SourceInfo)(nil),            // 1: lifeboat.v1.SourceInfo
-	(*HashKV)(nil),                // 2: lifeboat.v1.HashKV
-	(*Data)(nil),                  // 3: lifeboat.v1.Data
-	(*Digest)(nil),                // 4: lifeboat.v1.Digest
-	(*Verification)(nil),          // 5: lifeboat.v1.Verification
-	(*StoreCapabilities)(nil),     // 6: lifeboat.v1.StoreCapabilities
-	nil,                           // 7: lifeboat.v1.SourceInfo.IdentityEntry
-	nil,                           // 8: lifeboat.v1.SourceInfo.CountsEntry
-	(Kind)(0),                     // 9: lifeboat.v1.Kind
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(Mark_Kind)(0),                // 0: lifeboat.v1.Mark.Kind
+	(*Manifest)(nil),              // 1: lifeboat.v1.Manifest
+	(*SourceInfo)(nil),            // 2: lifeboat.v1.SourceInfo
+	(*EtcdHealth)(nil),            // 3: lifeboat.v1.EtcdHealth
+	(*HashKV)(nil),                // 4: lifeboat.v1.HashKV
+	(*Data)(nil),                  // 5: lifeboat.v1.Data
+	(*Digest)(nil),                // 6: lifeboat.v1.Digest
+	(*Verification)(nil),          // 7: lifeboat.v1.Verification
+	(*StoreCapabilities)(nil),     // 8: lifeboat.v1.StoreCapabilities
+	(*Mark)(nil),                  // 9: lifeboat.v1.Mark
+	nil,                           // 10: lifeboat.v1.SourceInfo.IdentityEntry
+	nil,                           // 11: lifeboat.v1.SourceInfo.CountsEntry
+	(Kind)(0),                     // 12: lifeboat.v1.Kind
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 }
 var file_lifeboat_v1_snapshot_proto_depIdxs = []int32{
-	9,  // 0: lifeboat.v1.Manifest.kind:type_name -> lifeboat.v1.Kind
-	10, // 1: lifeboat.v1.Manifest.tick:type_name -> google.protobuf.Timestamp
-	10, // 2: lifeboat.v1.Manifest.started_at:type_name -> google.protobuf.Timestamp
-	10, // 3: lifeboat.v1.Manifest.committed_at:type_name -> google.protobuf.Timestamp
-	1,  // 4: lifeboat.v1.Manifest.source:type_name -> lifeboat.v1.SourceInfo
-	3,  // 5: lifeboat.v1.Manifest.data:type_name -> lifeboat.v1.Data
-	5,  // 6: lifeboat.v1.Manifest.verification:type_name -> lifeboat.v1.Verification
-	6,  // 7: lifeboat.v1.Manifest.store:type_name -> lifeboat.v1.StoreCapabilities
-	7,  // 8: lifeboat.v1.SourceInfo.identity:type_name -> lifeboat.v1.SourceInfo.IdentityEntry
-	8,  // 9: lifeboat.v1.SourceInfo.counts:type_name -> lifeboat.v1.SourceInfo.CountsEntry
-	2,  // 10: lifeboat.v1.SourceInfo.hash_kv:type_name -> lifeboat.v1.HashKV
-	4,  // 11: lifeboat.v1.Data.raw:type_name -> lifeboat.v1.Digest
-	4,  // 12: lifeboat.v1.Data.stored:type_name -> lifeboat.v1.Digest
-	10, // 13: lifeboat.v1.Verification.at:type_name -> google.protobuf.Timestamp
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	12, // 0: lifeboat.v1.Manifest.kind:type_name -> lifeboat.v1.Kind
+	13, // 1: lifeboat.v1.Manifest.tick:type_name -> google.protobuf.Timestamp
+	13, // 2: lifeboat.v1.Manifest.started_at:type_name -> google.protobuf.Timestamp
+	13, // 3: lifeboat.v1.Manifest.committed_at:type_name -> google.protobuf.Timestamp
+	2,  // 4: lifeboat.v1.Manifest.source:type_name -> lifeboat.v1.SourceInfo
+	5,  // 5: lifeboat.v1.Manifest.data:type_name -> lifeboat.v1.Data
+	7,  // 6: lifeboat.v1.Manifest.verification:type_name -> lifeboat.v1.Verification
+	8,  // 7: lifeboat.v1.Manifest.store:type_name -> lifeboat.v1.StoreCapabilities
+	5,  // 8: lifeboat.v1.Manifest.parts:type_name -> lifeboat.v1.Data
+	13, // 9: lifeboat.v1.Manifest.uploaded_at:type_name -> google.protobuf.Timestamp
+	10, // 10: lifeboat.v1.SourceInfo.identity:type_name -> lifeboat.v1.SourceInfo.IdentityEntry
+	11, // 11: lifeboat.v1.SourceInfo.counts:type_name -> lifeboat.v1.SourceInfo.CountsEntry
+	4,  // 12: lifeboat.v1.SourceInfo.hash_kv:type_name -> lifeboat.v1.HashKV
+	3,  // 13: lifeboat.v1.SourceInfo.etcd_health:type_name -> lifeboat.v1.EtcdHealth
+	6,  // 14: lifeboat.v1.Data.raw:type_name -> lifeboat.v1.Digest
+	6,  // 15: lifeboat.v1.Data.stored:type_name -> lifeboat.v1.Digest
+	2,  // 16: lifeboat.v1.Data.source:type_name -> lifeboat.v1.SourceInfo
+	13, // 17: lifeboat.v1.Verification.at:type_name -> google.protobuf.Timestamp
+	0,  // 18: lifeboat.v1.Mark.kind:type_name -> lifeboat.v1.Mark.Kind
+	13, // 19: lifeboat.v1.Mark.at:type_name -> google.protobuf.Timestamp
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_lifeboat_v1_snapshot_proto_init() }
@@ -722,13 +1113,14 @@ func file_lifeboat_v1_snapshot_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lifeboat_v1_snapshot_proto_rawDesc), len(file_lifeboat_v1_snapshot_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   9,
+			NumEnums:      1,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_lifeboat_v1_snapshot_proto_goTypes,
 		DependencyIndexes: file_lifeboat_v1_snapshot_proto_depIdxs,
+		EnumInfos:         file_lifeboat_v1_snapshot_proto_enumTypes,
 		MessageInfos:      file_lifeboat_v1_snapshot_proto_msgTypes,
 	}.Build()
 	File_lifeboat_v1_snapshot_proto = out.File

@@ -85,7 +85,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	objects, err := s3.New(ctx, base.Config().Store)
+	objects, err := s3.New(ctx, base.Config().Store.ObjectStore)
 	if err != nil {
 		return &service.UsageError{Err: err}
 	}

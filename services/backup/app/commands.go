@@ -51,7 +51,7 @@ func (r *reader) open(ctx context.Context, targets []string) (*catalog.Catalog, 
 			chosen = append(chosen, t)
 		}
 	}
-	objects, err := s3.New(ctx, cfg.Store)
+	objects, err := s3.New(ctx, cfg.Store.ObjectStore)
 	if err != nil {
 		return nil, nil, &service.UsageError{Err: err}
 	}

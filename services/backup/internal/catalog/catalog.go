@@ -46,6 +46,16 @@ func New(o Objects, prefix string) *Catalog { return &Catalog{Layout: Layout{pre
 type Snapshot struct {
 	*lifeboatv1.Manifest
 	Drills []*lifeboatv1.DrillReport
+	Marks  map[lifeboatv1.Mark_Kind]*lifeboatv1.Mark
+}
+
+// Pinned says whether retention must leave it.
+func (s Snapshot) Pinned() bool { return s.Marks[lifeboatv1.Mark_KIND_PIN].GetHolds() }
+
+// Damaged says whether the newest verification found that its data does not match its manifest.
+func (s Snapshot) Damaged() bool {
+	v := s.Marks[lifeboatv1.Mark_KIND_VERIFIED]
+	return v != nil && !v.GetHolds()
 }
 
 // Proven is the newest drill that restored this snapshot and passed; nil when there is none.
@@ -61,7 +71,7 @@ func (s Snapshot) Proven() *lifeboatv1.DrillReport {
 // List returns the target's snapshots, oldest first. A manifest that cannot be read is an error: a catalog with a hole
 // would lie.
 func (c *Catalog) List(ctx context.Context, target string) ([]Snapshot, error) {
-	var manifests, drills []string
+	var manifests, drills, marks []string
 	err := c.objects.List(ctx, c.snapshots(target), func(o store.Object) error {
 		_, rest := c.parse(target, o.Key)
 		switch {
@@ -69,6 +79,8 @@ func (c *Catalog) List(ctx context.Context, target string) ([]Snapshot, error) {
 			manifests = append(manifests, o.Key)
 		case strings.HasPrefix(rest, "drills/") && strings.HasSuffix(rest, ".json"):
 			drills = append(drills, o.Key)
+		case strings.HasPrefix(rest, "marks/") && strings.HasSuffix(rest, ".json"):
+			marks = append(marks, o.Key)
 		}
 		return nil
 	})
@@ -77,6 +89,7 @@ func (c *Catalog) List(ctx context.Context, target string) ([]Snapshot, error) {
 	}
 	snapshots := make([]Snapshot, len(manifests))
 	reports := make([]*lifeboatv1.DrillReport, len(drills))
+	marked := make([]*lifeboatv1.Mark, len(marks))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(16)
 	for i, key := range manifests {
@@ -92,6 +105,12 @@ func (c *Catalog) List(ctx context.Context, target string) ([]Snapshot, error) {
 			return c.read(ctx, key, reports[i])
 		})
 	}
+	for i, key := range marks {
+		g.Go(func() error {
+			marked[i] = &lifeboatv1.Mark{}
+			return c.read(ctx, key, marked[i])
+		})
+	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
@@ -104,7 +123,23 @@ func (c *Catalog) List(ctx context.Context, target string) ([]Snapshot, error) {
 			snapshots[i].Drills = append(snapshots[i].Drills, r)
 		}
 	}
+	for _, m := range marked {
+		i, ok := byID[m.GetSnapshotId()]
+		if !ok {
+			continue
+		}
+		if snapshots[i].Marks == nil {
+			snapshots[i].Marks = map[lifeboatv1.Mark_Kind]*lifeboatv1.Mark{}
+		}
+		snapshots[i].Marks[m.GetKind()] = m
+	}
 	return snapshots, nil
+}
+
+// SetMark writes a mark, in place of an earlier one of its kind.
+func (c *Catalog) SetMark(ctx context.Context, m *lifeboatv1.Mark) error {
+	m.Format = Format
+	return c.write(ctx, c.Layout.Mark(m.GetTarget(), m.GetSnapshotId(), m.GetKind()), m, store.Condition{})
 }
 
 // Find returns one snapshot: "latest" (or empty), "oldest", or an id.

@@ -5,6 +5,8 @@ package catalog
 import (
 	"path"
 	"strings"
+
+	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
 // Layout gives the object keys of the design, section 4.
@@ -31,6 +33,15 @@ func (l Layout) Manifest(target, id string) string { return l.snapshot(target, i
 // Drill is the key of a drill's report.
 func (l Layout) Drill(target, id, drill string) string {
 	return l.snapshot(target, id) + "drills/" + drill + ".json"
+}
+
+// Mark is the key of a mark. Its name is the kind in lower case with dashes.
+func (l Layout) Mark(target, id string, k lifeboatv1.Mark_Kind) string {
+	return l.snapshot(target, id) + "marks/" + markName(k) + ".json"
+}
+
+func markName(k lifeboatv1.Mark_Kind) string {
+	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(k.String(), "KIND_")), "_", "-")
 }
 
 // parse splits a key below a target's snapshots into the snapshot's id and the rest.

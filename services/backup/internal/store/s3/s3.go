@@ -43,7 +43,7 @@ type Store struct {
 }
 
 // New prepares a client; it does not talk to the store.
-func New(ctx context.Context, cfg config.Store) (*Store, error) {
+func New(ctx context.Context, cfg config.ObjectStore) (*Store, error) {
 	if cfg.Bucket == "" {
 		return nil, errors.New("store.bucket is missing")
 	}
@@ -92,7 +92,7 @@ func New(ctx context.Context, cfg config.Store) (*Store, error) {
 }
 
 // fileCredentials reads the key files again every minute, so that keys may be rotated under a running service.
-func fileCredentials(cfg config.Store) aws.CredentialsProviderFunc {
+func fileCredentials(cfg config.ObjectStore) aws.CredentialsProviderFunc {
 	return func(context.Context) (aws.Credentials, error) {
 		id, err := cfg.AccessKeyIDFile.Read()
 		if err != nil {

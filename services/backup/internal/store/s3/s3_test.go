@@ -42,7 +42,7 @@ func TestAnErrorNamesTheStoreAndNoSecret(t *testing.T) {
 	key, secret := filepath.Join(dir, "id"), filepath.Join(dir, "secret")
 	require.NoError(t, os.WriteFile(key, []byte("AKIAEXAMPLE"), 0o600))
 	require.NoError(t, os.WriteFile(secret, []byte("very-secret-indeed"), 0o600))
-	s, err := s3.New(t.Context(), config.Store{
+	s, err := s3.New(t.Context(), config.ObjectStore{
 		Bucket: "backups", Endpoint: "http://127.0.0.1:1", Region: "us-east-1", PathStyle: true,
 		AccessKeyIDFile: config.SecretFile(key), SecretAccessKeyFile: config.SecretFile(secret),
 	})
