@@ -31,18 +31,24 @@ demo: .bin/lifeboat ## The same without a person: everything happens once, and a
 
 .PHONY: test
 test: ## Every test but the slow ones; builds the real servers on first use
-	@tools/build consul nomad alertmanager nats-server
+	@tools/build consul nomad alertmanager nats-server etcd
 	@for m in $(MODULES); do echo "== $$m"; (cd $$m && go test -race -p 1 -timeout 15m ./...); done
 
 .PHONY: e2e
 e2e: ## The slow tests: the whole demo on real Consul and Nomad, and services killed as processes
-	@tools/build consul nomad alertmanager nats-server
+	@tools/build consul nomad alertmanager nats-server etcd
 	@cd tests && go test -tags e2e -count 1 -p 1 -timeout 30m -v ./...
 
 .PHONY: bench
 bench: ## Benchmarks of the hot paths, each beside the raw limit it is compared with
 	@cd services/backup && go test -run '^$$' -bench . -benchmem -count 3 ./internal/pipeline
 	@cd fleet && go test -run '^$$' -bench . -benchmem -count 3 ./bus
+	@$(MAKE) bench-snapshot
+
+.PHONY: bench-snapshot
+bench-snapshot: .bin/lifeboat ## A snapshot against the raw stream and the stock tools: time, memory, bytes (SIZE_MIB=1024)
+	@tools/build etcd etcdctl consul nats-server
+	@cd tests && go run ./bench/snapshot -size-mib $(or $(SIZE_MIB),1024) -lifeboat ../.bin/lifeboat
 
 .PHONY: fuzz
 fuzz: ## Fuzz every parser for FUZZTIME each (default 20s)
@@ -66,7 +72,7 @@ generate: ## Generate the Go code of the contracts
 
 .PHONY: tools
 tools: ## Build every tool and server into .bin/
-	@tools/build consul nomad alertmanager nats-server golangci-lint buf protoc-gen-go
+	@tools/build consul nomad alertmanager nats-server etcd etcdctl etcdutl golangci-lint buf protoc-gen-go
 
 .PHONY: build
 build: .bin/lifeboat ## Build the binaries into .bin/

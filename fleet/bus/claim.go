@@ -70,6 +70,10 @@ func (b *Bus) Claim(ctx context.Context, w config.Work, target string, m *Messag
 	return c, nil
 }
 
+// Confirm says whether the claim is still held, for work that is done in many small steps and ends between two of them. It
+// returns ErrClaimLost when the claim was taken.
+func (c *Claim) Confirm(ctx context.Context) error { return c.write(ctx, c.seq) }
+
 // Commit announces the commit point and returns the context to write it under. It returns ErrClaimLost when the claim
 // was taken. Nothing may be committed after the returned context ended.
 func (c *Claim) Commit(ctx context.Context) (context.Context, context.CancelFunc, error) {

@@ -136,7 +136,8 @@ type Retention struct {
 	Weekly  int `yaml:"weekly"`
 	Monthly int `yaml:"monthly"`
 	Yearly  int `yaml:"yearly"`
-	// Within keeps everything younger than this: 36h, 30d, 2w.
+	// Within keeps everything that is at most so much older than the newest snapshot: 36h, 30d, 2w. A target whose snapshots
+	// have stopped loses nothing.
 	Within Period `yaml:"within"`
 	// ShrinkGuard is by how many percent of its keys (or jobs) the newest snapshot may have shrunk before nothing is
 	// deleted until somebody confirms it; 40 when empty, 100 switches it off.

@@ -92,7 +92,7 @@ func run(ctx context.Context, out io.Writer, dir string, kinds []string) (err er
 	}
 	defer w.events.close()
 	for _, step := range []func(context.Context) error{
-		w.scheduledSnapshots, w.snapshotBySubject, w.verifyAll, w.drillBySubject, w.alertThroughAlertmanager, w.breakTarget,
+		w.scheduledSnapshots, w.snapshotBySubject, w.verifyAll, w.drillBySubject, w.pruneBySubject, w.alertThroughAlertmanager, w.breakTarget,
 	} {
 		if err := step(ctx); err != nil {
 			return errors.Join(err, w.print(), fmt.Errorf("the demo did not complete; the services' log: %s", keepLog(logFile.Name())))
@@ -206,6 +206,25 @@ func (w *walk) drillBySubject(ctx context.Context) error {
 		w.drilled++ // one that decodes and counts proves no restore
 	}
 	w.saw("restore drill by subject", target, e.GetMessage())
+	return nil
+}
+
+// pruneBySubject has retention applied, which at this age deletes nothing.
+func (w *walk) pruneBySubject(ctx context.Context) error {
+	target := w.fleet.Targets()[0]
+	if err := w.events.publishJob(ctx, bus.JobSubject(config.WorkPrune, target)); err != nil {
+		return err
+	}
+	e, err := w.events.wait(ctx, "a prune of "+target, func(e *lifeboatv1.Event) bool {
+		return is(e, "prune", "passed", target) || is(e, "prune", "failed", target) || is(e, "prune", "held", target)
+	})
+	if err != nil {
+		return err
+	}
+	if e.GetVerb() != "passed" {
+		return fmt.Errorf("the prune of %s: %s: %s", target, e.GetVerb(), e.GetMessage())
+	}
+	w.saw("retention by subject", target, e.GetMessage())
 	return nil
 }
 

@@ -1,22 +1,23 @@
-// Package s3test runs a real S3 server (VersityGW with its posix backend) inside the process, on a loopback port. The
-// library allows one per process.
+// Package s3test runs a real S3 server (VersityGW with its posix backend) inside the process, on a loopback port, and a
+// proxy that makes the faults of a store. The library allows one server per process.
 package s3test
 
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/versity/versitygw/backend/meta"
-	"github.com/versity/versitygw/backend/posix"
+	"github.com/versity/versitygw/auth"
 	"github.com/versity/versitygw/embedgw"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -31,28 +32,93 @@ type Server struct {
 	Endpoint string
 	// Dir holds the objects as files: <Dir>/<bucket>/<key>, for a test that corrupts one.
 	Dir string
+	// VersionsDir holds the earlier versions of objects, with WithVersioning.
+	VersionsDir string
 	// Config reaches it: endpoint, bucket and the files that hold the keys.
 	Config config.ObjectStore
+
+	addr   string
+	dir    string
+	space  *space
+	iam    auth.IAMService
 	cancel context.CancelFunc
 	done   chan error
 }
 
+type options struct {
+	buckets       []string
+	versioning    bool
+	lock          bool
+	tls           bool
+	virtualDomain string
+}
+
+// Option changes how a server starts.
+type Option func(*options)
+
+// WithBuckets makes further buckets, which are like Bucket.
+func WithBuckets(names ...string) Option {
+	return func(o *options) { o.buckets = append(o.buckets, names...) }
+}
+
+// WithVersioning keeps earlier versions in every bucket.
+func WithVersioning() Option { return func(o *options) { o.versioning = true } }
+
+// WithObjectLock makes every bucket one with object lock, which includes versioning. No object is locked by default.
+func WithObjectLock() Option { return func(o *options) { o.versioning, o.lock = true, true } }
+
+// WithTLS serves https, with a certificate of a CA that is made at start; Config.CAFile names it.
+func WithTLS() Option { return func(o *options) { o.tls = true } }
+
+// WithVirtualDomain also answers at <bucket>.<domain>.
+func WithVirtualDomain(domain string) Option { return func(o *options) { o.virtualDomain = domain } }
+
 // Start runs a server that keeps everything in dir. An empty addr picks a free loopback port.
-func Start(dir, addr string) (*Server, error) {
+func Start(dir, addr string, opts ...Option) (*Server, error) {
+	o := options{buckets: []string{Bucket}}
+	for _, opt := range opts {
+		opt(&o)
+	}
 	if addr == "" {
 		var err error
 		if addr, err = freeAddr(); err != nil {
 			return nil, err
 		}
 	}
-	s := &Server{Endpoint: "http://" + addr, Dir: filepath.Join(dir, "objects"), done: make(chan error, 1)}
-	sidecar := filepath.Join(dir, "metadata")
-	for _, d := range []string{filepath.Join(s.Dir, Bucket), sidecar} {
-		if err := os.MkdirAll(d, 0o750); err != nil {
-			return nil, fmt.Errorf("making the S3 server's folder: %w", err)
-		}
+	s := &Server{
+		Endpoint: "http://" + addr, Dir: filepath.Join(dir, "objects"), addr: addr, dir: dir, done: make(chan error, 1),
 	}
-	keys := [2]string{}
+	keys, err := makeKeys(dir)
+	if err != nil {
+		return nil, err
+	}
+	s.Config = config.ObjectStore{
+		Bucket: Bucket, Region: "us-east-1", PathStyle: true,
+		AccessKeyIDFile:     config.SecretFile(filepath.Join(dir, "access-key-id")),
+		SecretAccessKeyFile: config.SecretFile(filepath.Join(dir, "secret-access-key")),
+	}
+	cfg := &embedgw.Config{
+		RootUserAccess: keys[0], RootUserSecret: keys[1], Region: "us-east-1", Ports: []string{addr},
+		MaxConnections: 4096, MaxRequests: 1024, MultipartMaxParts: 10000, Quiet: true, KeepAlive: true,
+		HealthPath: "/healthz", VirtualDomain: o.virtualDomain,
+	}
+	if o.tls {
+		if cfg.CertFile, cfg.KeyFile, s.Config.CAFile, err = makeCertificate(dir); err != nil {
+			return nil, err
+		}
+		s.Endpoint = "https://" + addr
+	}
+	s.Config.Endpoint = s.Endpoint
+	if cfg.IAMService, err = s.accounts(keys); err != nil {
+		return nil, err
+	}
+	return s, s.run(o, cfg)
+}
+
+func makeKeys(dir string) (keys [2]string, err error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return keys, fmt.Errorf("making the S3 server's folder: %w", err)
+	}
 	for i, name := range []string{"access-key-id", "secret-access-key"} {
 		path := filepath.Join(dir, name)
 		b, err := os.ReadFile(path)
@@ -61,41 +127,53 @@ func Start(dir, addr string) (*Server, error) {
 			err = os.WriteFile(path, b, 0o600)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("keeping the S3 server's keys: %w", err)
+			return keys, fmt.Errorf("keeping the S3 server's keys: %w", err)
 		}
 		keys[i] = string(b)
 	}
-	s.Config = config.ObjectStore{
-		Bucket: Bucket, Endpoint: s.Endpoint, Region: "us-east-1", PathStyle: true,
-		AccessKeyIDFile:     config.SecretFile(filepath.Join(dir, "access-key-id")),
-		SecretAccessKeyFile: config.SecretFile(filepath.Join(dir, "secret-access-key")),
+	return keys, nil
+}
+
+func (s *Server) accounts(keys [2]string) (auth.IAMService, error) {
+	dir := filepath.Join(s.dir, "accounts")
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, fmt.Errorf("making the S3 server's folder: %w", err)
 	}
-	// A sidecar, because extended attributes are missing on some file systems.
-	store, err := meta.NewSideCar(sidecar)
+	iam, err := auth.NewInternal(auth.Account{Access: keys[0], Secret: keys[1], Role: auth.RoleAdmin}, dir)
 	if err != nil {
-		return nil, fmt.Errorf("opening the S3 server's metadata: %w", err)
+		return nil, fmt.Errorf("opening the S3 server's accounts: %w", err)
 	}
-	be, err := posix.New(s.Dir, store, posix.PosixOpts{SideCarDir: sidecar, Concurrency: 256})
-	if err != nil {
-		return nil, fmt.Errorf("opening the S3 server's folder: %w", err)
-	}
+	s.iam = iam
+	return iam, nil
+}
+
+func (s *Server) run(o options, cfg *embedgw.Config) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
-	go func() {
-		s.done <- embedgw.RunVersityGW(ctx, be, &embedgw.Config{
-			RootUserAccess: keys[0], RootUserSecret: keys[1], Region: "us-east-1", Ports: []string{addr},
-			MaxConnections: 4096, MaxRequests: 1024, MultipartMaxParts: 10000, Quiet: true, KeepAlive: true,
-			HealthPath: "/healthz",
-		})
-	}()
+	be, err := s.backend(ctx, o)
+	if err != nil {
+		cancel()
+		return err
+	}
+	go func() { s.done <- embedgw.RunVersityGW(ctx, be, cfg) }()
 	if err := s.waitUp(); err != nil {
 		cancel()
-		return nil, err
+		return err
 	}
-	return s, nil
+	return nil
 }
 
 func (s *Server) waitUp() error {
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	if s.Config.CAFile != "" {
+		pool, err := config.CertPool(s.Config.CAFile)
+		if err != nil {
+			return fmt.Errorf("waiting for the S3 server: %w", err)
+		}
+		client.Transport = &http.Transport{
+			DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool},
+		}
+	}
 	deadline := time.After(20 * time.Second)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -107,7 +185,7 @@ func (s *Server) waitUp() error {
 			return errors.New("the S3 server did not come up within 20 s")
 		case <-tick.C:
 		}
-		resp, err := http.Get(s.Endpoint + "/healthz") //nolint:noctx // bounded by the deadline above, on loopback
+		resp, err := client.Get(s.Endpoint + "/healthz") //nolint:noctx // bounded by the deadline above, on loopback
 		if err != nil {
 			continue
 		}
@@ -134,10 +212,62 @@ func (s *Server) Path(key string) string {
 	return filepath.Join(s.Dir, Bucket, filepath.FromSlash(key))
 }
 
+// AddUser makes an account beside the first one, with all rights.
+func (s *Server) AddUser(id, secret string) error {
+	return s.addAccount(auth.Account{Access: id, Secret: secret, Role: auth.RoleAdmin})
+}
+
+// AddPlainUser makes an account that may do only what a bucket's policy lets it.
+func (s *Server) AddPlainUser(id, secret string) error {
+	return s.addAccount(auth.Account{Access: id, Secret: secret, Role: auth.RoleUser})
+}
+
+func (s *Server) addAccount(a auth.Account) error {
+	if err := s.iam.CreateAccount(a); err != nil {
+		return fmt.Errorf("adding a user to the S3 server: %w", err)
+	}
+	return nil
+}
+
+// RemoveUser ends an account: its next request is refused.
+func (s *Server) RemoveUser(id string) error {
+	if err := s.iam.DeleteUserAccount(id); err != nil {
+		return fmt.Errorf("removing a user of the S3 server: %w", err)
+	}
+	return nil
+}
+
+// Used is how many bytes the objects, their earlier versions and the parts of unfinished uploads take, without metadata.
+func (s *Server) Used() (int64, error) {
+	var n int64
+	for _, dir := range []string{s.Dir, s.VersionsDir} {
+		if dir == "" {
+			continue
+		}
+		err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+			if errors.Is(err, os.ErrNotExist) { // removed meanwhile
+				return nil
+			}
+			if err != nil || d.IsDir() || strings.HasSuffix(path, ".lock") {
+				return err
+			}
+			info, err := d.Info()
+			if err == nil {
+				n += info.Size()
+			}
+			return nil // or removed meanwhile
+		})
+		if err != nil {
+			return 0, fmt.Errorf("measuring the S3 server's folder: %w", err)
+		}
+	}
+	return n, nil
+}
+
 // New runs a server for one test. Tests that use it cannot run in parallel with each other.
-func New(t *testing.T) *Server {
+func New(t *testing.T, opts ...Option) *Server {
 	t.Helper()
-	s, err := Start(t.TempDir(), "")
+	s, err := Start(t.TempDir(), "", opts...)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Stop()) })
 	return s

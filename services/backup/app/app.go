@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,9 +17,6 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
-	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
-	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
-	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store/s3"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/worker"
 )
 
@@ -29,7 +25,7 @@ type Options struct {
 	ConfigPath string
 	// HTTPAddr serves health and metrics.
 	HTTPAddr string
-	// Roles are the kinds of work to take: snapshot, verify, drill. Empty means all.
+	// Roles are the kinds of work to take: snapshot, verify, drill, prune. Empty means all.
 	Roles []string
 	// Concurrency is how many jobs of each role this process runs at once; 2 when zero.
 	Concurrency int
@@ -42,6 +38,9 @@ type Options struct {
 	Started func(addr string)
 }
 
+// A worker heartbeats three times in this, so a busy machine or a short break of the network loses it no job.
+const defaultAckWait = 30 * time.Second
+
 // Attempts of a job before it becomes a dead letter: about half a minute of waiting in all, besides the attempts.
 const maxAttempts = 5
 
@@ -51,12 +50,13 @@ func Command() *cobra.Command {
 	var o Options
 	cmd := &cobra.Command{
 		Use:   "lifeboat-backup",
-		Short: "Take snapshots, verify them and drill their restore",
+		Short: "Take snapshots, verify them, drill their restore, and apply retention",
 		Long: "lifeboat-backup works off jobs from NATS: it reads etcd, Consul KV and Nomad, streams them into S3, reads them\n" +
 			"back, and rehearses their restore. Run as many as you like; each job goes to one of them.",
 		Example: "  lifeboat-backup --config lifeboat.yaml\n" +
 			"  lifeboat-backup --config lifeboat.yaml --roles snapshot\n" +
-			"  lifeboat-backup --config lifeboat.yaml --roles verify,drill --scratch-dir /var/tmp/drills",
+			"  lifeboat-backup --config lifeboat.yaml --roles verify,drill --scratch-dir /var/tmp/drills\n" +
+			"  lifeboat-backup --config lifeboat.yaml --roles prune    # the only one whose S3 keys may delete",
 		Args:    cobra.NoArgs,
 		Version: service.Version(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -69,8 +69,9 @@ func Command() *cobra.Command {
 		},
 	}
 	flags.Add(cmd, "127.0.0.1:9098")
-	cmd.Flags().StringSliceVar(&o.Roles, "roles", nil, "kinds of work to take: snapshot, verify, drill (default all)")
+	cmd.Flags().StringSliceVar(&o.Roles, "roles", nil, "kinds of work to take: snapshot, verify, drill, prune (default all)")
 	cmd.Flags().IntVar(&o.Concurrency, "concurrency", 2, "jobs of each role at once")
+	cmd.Flags().DurationVar(&o.AckWait, "ack-wait", defaultAckWait, "how long after a worker's death its job goes to another one")
 	cmd.Flags().StringVar(&o.ScratchDir, "scratch-dir", "", "`folder` that drills restore into (default: in the temporary folder)")
 	return cmd
 }
@@ -85,9 +86,19 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	objects, err := s3.New(ctx, base.Config().Store.ObjectStore)
+	first, err := openPlace(ctx, base.Config().Store.ObjectStore)
 	if err != nil {
-		return &service.UsageError{Err: err}
+		return &service.UsageError{Err: fmt.Errorf("store: %w", err)}
+	}
+	places := []*place{first}
+	var second *worker.Copy
+	if c := base.Config().Store.Copy; c != nil {
+		p, err := openPlace(ctx, *c)
+		if err != nil {
+			return &service.UsageError{Err: fmt.Errorf("store.copy: %w", err)}
+		}
+		places = append(places, p)
+		second = &worker.Copy{Objects: p.objects, Catalog: p.catalog, Remover: p.remover(roles), Capabilities: p.capabilities}
 	}
 	if o.ScratchDir == "" {
 		o.ScratchDir = filepath.Join(os.TempDir(), "lifeboat-scratch")
@@ -95,18 +106,26 @@ func Run(ctx context.Context, o Options) error {
 	if err := os.MkdirAll(o.ScratchDir, 0o700); err != nil {
 		return &service.UsageError{Err: fmt.Errorf("making the scratch folder: %w", err)}
 	}
-	probe := &prober{probe: objects.Probe, prefix: base.Config().Store.Prefix}
 	w := worker.New(worker.Options{
-		Config: base.Config, NewSource: newSource, Objects: objects, Catalog: catalog.New(objects, base.Config().Store.Prefix),
-		Capabilities: probe.capabilities, Bus: base.Bus, Logger: base.Logger, Registerer: base.Registry,
+		Config: base.Config, NewSource: newSources, Objects: first.objects, Catalog: first.catalog, Remover: first.remover(roles),
+		Capabilities: first.capabilities, Copy: second, Bus: base.Bus, Logger: base.Logger, Registerer: base.Registry,
 		ScratchDir: o.ScratchDir, Version: service.Version(), Clock: time.Now,
 	})
 	reach := newReachability(base)
-	checks := []service.Check{{Name: "store", Probe: objects.Ping}}
-	actors := []service.Actor{{Name: "store", Run: func(ctx context.Context) error {
-		base.Until(ctx, "store", objects.Ping)
-		return nil
-	}}}
+	var checks []service.Check
+	var actors []service.Actor
+	for i, p := range places {
+		answers := p.objects.Ping
+		if slices.Contains(roles, config.WorkSnapshot) {
+			answers = p.usable // the other roles may not write, which the probe has to
+		}
+		name := []string{"store", "store copy"}[i]
+		checks = append(checks, service.Check{Name: name, Probe: answers})
+		actors = append(actors, service.Actor{Name: name, Run: func(ctx context.Context) error {
+			base.Until(ctx, name, answers)
+			return nil
+		}})
+	}
 	consume := func(c bus.Consumer) {
 		actors = append(actors, service.Actor{Name: "consume " + c.Durable, Run: func(ctx context.Context) error {
 			return base.Bus.Consume(ctx, c)
@@ -115,7 +134,6 @@ func Run(ctx context.Context, o Options) error {
 	for _, role := range roles {
 		consume(consumer(role, o, w.Handler(role), w))
 	}
-	consume(consumer(config.WorkPrune, o, w.Refuse, w))
 	if slices.Contains(roles, config.WorkSnapshot) { // the other roles never talk to a source
 		checks = append(checks, service.Check{Name: "sources", Probe: reach.check})
 		actors = append(actors, service.Actor{Name: "sources", Run: reach.run})
@@ -127,7 +145,7 @@ func Run(ctx context.Context, o Options) error {
 func consumer(role config.Work, o Options, handle bus.Handler, w *worker.Worker) bus.Consumer {
 	ackWait := o.AckWait
 	if ackWait == 0 {
-		ackWait = 30 * time.Second
+		ackWait = defaultAckWait
 	}
 	concurrency := o.Concurrency
 	if concurrency == 0 {
@@ -157,26 +175,3 @@ func parseRoles(names []string) ([]config.Work, error) {
 	return roles, nil
 }
 
-// prober asks the store once what it does.
-type prober struct {
-	probe  func(context.Context, string) (store.Capabilities, error)
-	prefix string
-
-	mu   sync.Mutex
-	done bool
-	caps store.Capabilities
-}
-
-func (p *prober) capabilities(ctx context.Context) (store.Capabilities, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.done {
-		return p.caps, nil
-	}
-	caps, err := p.probe(ctx, p.prefix)
-	if err != nil {
-		return caps, err
-	}
-	p.caps, p.done = caps, true
-	return caps, nil
-}

@@ -33,7 +33,21 @@ func openSource(t config.Target) (pingable, error) {
 	return nil, fmt.Errorf("target %s has no source", t.Name)
 }
 
-func newSource(t config.Target) (worker.Source, error) { return openSource(t) }
+// newSources are the sources of all parts of a target's snapshot, the one of its data first.
+func newSources(t config.Target) ([]worker.Source, error) {
+	first, err := openSource(t)
+	if err != nil {
+		return nil, err
+	}
+	all := []worker.Source{first}
+	switch {
+	case t.Consul != nil && t.Consul.Full:
+		all = append(all, consul.NewRaft(*t.Consul, consul.Options{}))
+	case t.Nomad != nil && t.Nomad.Full:
+		all = append(all, nomad.NewOperator(*t.Nomad, nomad.Options{}))
+	}
+	return all, nil
+}
 
 // A little more than a source's own timeouts, so that the source can say the reason.
 const pingTimeout = 8 * time.Second

@@ -35,6 +35,11 @@ func (l Layout) Drill(target, id, drill string) string {
 	return l.snapshot(target, id) + "drills/" + drill + ".json"
 }
 
+// Rebase gives the key that an object of another layout has in this one.
+func (l Layout) Rebase(other Layout, key string) string {
+	return path.Join(l.Prefix, strings.TrimPrefix(strings.TrimPrefix(key, other.Prefix), "/"))
+}
+
 // Mark is the key of a mark. Its name is the kind in lower case with dashes.
 func (l Layout) Mark(target, id string, k lifeboatv1.Mark_Kind) string {
 	return l.snapshot(target, id) + "marks/" + markName(k) + ".json"

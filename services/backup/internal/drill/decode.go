@@ -7,7 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
+	"maps"
+	"slices"
 	"strings"
 
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
@@ -38,9 +39,10 @@ func (r *run) decoded(ctx context.Context, count func(io.Reader) (map[string]int
 	}
 	r.report.Level = lifeboatv1.DrillReport_LEVEL_DECODED
 	return r.phase(ctx, "compare", func() error {
-		for _, name := range []string{"keys", "bytes", "jobs", "namespaces", "submissions"} {
-			if got, ok := found[name]; ok {
-				r.compareCount(name, got)
+		for _, name := range slices.Sorted(maps.Keys(found)) {
+			// An archive from before a kind was kept has none of it, and its manifest does not say so.
+			if _, known := r.in.Manifest.GetSource().GetCounts()[name]; known || found[name] != 0 {
+				r.compareCount(name, found[name])
 			}
 		}
 		return r.differences()
@@ -99,9 +101,14 @@ func orElse(err error, text string) error {
 	return err
 }
 
-// countJobs reads a tar of job specifications.
+// countJobs reads a tar of what is configured in a Nomad region.
 func countJobs(src io.Reader) (map[string]int64, error) {
-	counts := map[string]int64{"jobs": 0, "namespaces": 0, "submissions": 0}
+	// All of them, so that what the archive holds none of is compared too.
+	counts := map[string]int64{
+		"jobs": 0, "submissions": 0, "versions": 0, "version_submissions": 0, "namespaces": 0, "node_pools": 0, "quotas": 0,
+		"acl_policies": 0, "acl_roles": 0, "acl_auth_methods": 0, "acl_binding_rules": 0, "acl_tokens": 0, "variables": 0,
+		"csi_volumes": 0, "host_volumes": 0,
+	}
 	tr := tar.NewReader(src)
 	for {
 		h, err := tr.Next()
@@ -111,24 +118,72 @@ func countJobs(src io.Reader) (map[string]int64, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading the archive: %w", err)
 		}
-		var kind string
-		switch base := path.Base(h.Name); {
-		case strings.HasPrefix(h.Name, "jobs/") && base == "job.json":
-			kind = "jobs"
-		case strings.HasPrefix(h.Name, "jobs/") && base == "submission.json":
-			kind = "submissions"
-		case strings.HasPrefix(h.Name, "namespaces/") && strings.HasSuffix(base, ".json"):
-			kind = "namespaces"
-		default:
-			continue // a job's source; what was added by a later version
+		count, field := kindOf(h.Name)
+		if field == "" {
+			continue // a job's source, a policy's rules; what was added by a later version
 		}
 		var file map[string]json.RawMessage
 		if err := json.NewDecoder(tr).Decode(&file); err != nil {
 			return nil, fmt.Errorf("decoding %s: %w", h.Name, err)
 		}
-		if _, ok := file["Job"]; kind == "jobs" && !ok {
-			return nil, fmt.Errorf("%s holds no job", h.Name)
+		if _, ok := file[field]; !ok {
+			return nil, fmt.Errorf("%s holds no %s", h.Name, strings.ToLower(field))
 		}
-		counts[kind]++
+		if count != "" {
+			counts[count]++
+		}
 	}
+}
+
+// kindOf says under which name a file of the tar is counted, and a field that it must have. The field is empty for a file
+// that is not JSON or not known, the name for one that is not counted.
+func kindOf(name string) (count, field string) {
+	name, ok := strings.CutSuffix(name, ".json")
+	if !ok {
+		return "", ""
+	}
+	parts := strings.Split(name, "/")
+	if parts[0] == "jobs" {
+		return kindOfJob(parts[1:])
+	}
+	switch strings.Join(parts[:len(parts)-1], "/") {
+	case "":
+		if name == "scheduler_configuration" {
+			return "", "SchedulerAlgorithm"
+		}
+		return "", ""
+	case "namespaces", "node_pools", "quotas":
+		return parts[0], "Name"
+	case "acl/policies", "acl/roles", "acl/auth_methods":
+		return "acl_" + parts[1], "Name"
+	case "acl/binding_rules":
+		return "acl_binding_rules", "BindType"
+	case "acl/tokens":
+		return "acl_tokens", "AccessorID"
+	}
+	switch {
+	case parts[0] == "variables" && len(parts) == 3:
+		return "variables", "Items"
+	case len(parts) == 4 && parts[0] == "volumes" && parts[1] == "csi":
+		return "csi_volumes", "Volumes"
+	case len(parts) == 4 && parts[0] == "volumes" && parts[1] == "host":
+		return "host_volumes", "Volume"
+	}
+	return "", ""
+}
+
+// kindOfJob is kindOf for what follows jobs/: a namespace, an id, and the file without its ending, which a source that
+// was JSON has too.
+func kindOfJob(parts []string) (count, field string) {
+	switch file := strings.Join(parts[min(2, len(parts)):], "/"); {
+	case file == "job":
+		return "jobs", "Job"
+	case file == "submission":
+		return "submissions", "Source"
+	case !strings.HasPrefix(file, "versions/") || strings.HasSuffix(file, ".nomad"):
+		return "", ""
+	case strings.HasSuffix(file, ".submission"):
+		return "version_submissions", "Source"
+	}
+	return "versions", "Job"
 }

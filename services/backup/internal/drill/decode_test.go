@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
+	"strings"
 	"testing"
 	"testing/iotest"
 
@@ -99,6 +101,10 @@ func TestNomad(t *testing.T) {
 			requireFailed(t, input(t, manifestOf(lifeboatv1.Kind_KIND_NOMAD, counts), []byte(bad)), "decode: ")
 		})
 	}
+	t.Run("a version less", func(t *testing.T) {
+		more := map[string]int64{"jobs": 2, "submissions": 1, "namespaces": 1, "versions": 1}
+		requireFailed(t, input(t, manifestOf(lifeboatv1.Kind_KIND_NOMAD, more), []byte(whole)), "compare: ")
+	})
 	t.Run("a job less", func(t *testing.T) {
 		data := archive(t, "jobs/default/a/job.json", `{"Job":{"ID":"a"}}`)
 		requireFailed(t, input(t, manifestOf(lifeboatv1.Kind_KIND_NOMAD, counts), []byte(data)), "compare: ")
@@ -108,6 +114,40 @@ func TestNomad(t *testing.T) {
 		in.Open = withEnd(whole)
 		assert.Contains(t, requireFailed(t, in, "decode: "), "wrong digest")
 	})
+}
+
+// TestNomadKinds has one file of each kind, and what is not counted.
+func TestNomadKinds(t *testing.T) {
+	files := []string{
+		"jobs/apps/a%2Fversions/job.json", `{"Job":{}}`, "jobs/apps/a%2Fversions/job.nomad.json", `no JSON`,
+		"jobs/apps/a%2Fversions/submission.json", `{"Source":""}`, "jobs/apps/a%2Fversions/versions/10.json", `{"Job":{}}`,
+		"jobs/apps/a%2Fversions/versions/9.nomad.json", `no JSON`, "jobs/apps/a%2Fversions/versions/9.nomad.hcl", `job`,
+		"jobs/apps/a%2Fversions/versions/9.submission.json", `{"Source":""}`,
+		"namespaces/apps.json", `{"Name":"apps"}`, "node_pools/gpu.json", `{"Name":"gpu"}`, "quotas/q.json", `{"Name":"q"}`,
+		"acl/policies/p.hcl", `no JSON`, "acl/policies/p.json", `{"Name":"p"}`, "acl/roles/r.json", `{"Name":"r"}`,
+		"acl/auth_methods/m.json", `{"Name":"m"}`, "acl/binding_rules/b.json", `{"BindType":"role"}`,
+		"acl/tokens/t.json", `{"AccessorID":"t"}`, "variables/apps/x%2Fy.json", `{"Items":{}}`,
+		"volumes/csi/apps/v.json", `{"Volumes":[]}`, "volumes/host/apps/v.json", `{"Volume":{}}`,
+		"scheduler_configuration.json", `{"SchedulerAlgorithm":"binpack"}`, "later/kind.json", `no JSON`,
+	}
+	counts := map[string]int64{
+		"jobs": 1, "submissions": 1, "versions": 1, "version_submissions": 1, "namespaces": 1, "node_pools": 1, "quotas": 1,
+		"acl_policies": 1, "acl_roles": 1, "acl_auth_methods": 1, "acl_binding_rules": 1, "acl_tokens": 1, "variables": 1,
+		"csi_volumes": 1, "host_volumes": 1,
+	}
+	in := input(t, manifestOf(lifeboatv1.Kind_KIND_NOMAD, counts), []byte(archive(t, files...)))
+	rep := drill.Run(t.Context(), in)
+	require.Empty(t, rep.GetFailure())
+	assert.Len(t, rep.GetComparisons(), len(counts))
+	for i := 0; i < len(files); i += 2 {
+		if !strings.HasSuffix(files[i], ".json") || files[i+1] == "no JSON" {
+			continue
+		}
+		bad := slices.Clone(files)
+		bad[i+1] = "{}"
+		in = input(t, manifestOf(lifeboatv1.Kind_KIND_NOMAD, counts), []byte(archive(t, bad...)))
+		assert.Contains(t, requireFailed(t, in, "decode: "), files[i])
+	}
 }
 
 // TestUnknown has nothing to go by.

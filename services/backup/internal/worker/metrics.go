@@ -6,6 +6,7 @@ import (
 )
 
 type metrics struct {
+	pruneMetrics
 	ended       *prometheus.CounterVec
 	seconds     *prometheus.HistogramVec
 	lastSuccess *prometheus.GaugeVec
@@ -16,6 +17,7 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) *metrics {
 	f := promauto.With(reg)
 	return &metrics{
+		pruneMetrics: newPruneMetrics(f),
 		ended: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "lifeboat_jobs_ended_total", Help: "Jobs that ended, by work, target and outcome (passed, failed).",
 		}, []string{"work", "target", "outcome"}),

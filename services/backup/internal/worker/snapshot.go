@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -15,7 +14,6 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
-	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
 )
 
@@ -39,7 +37,7 @@ func (w *Worker) snapshot(ctx context.Context, j job) error {
 	m, err := w.Catalog.Manifest(ctx, j.target.Name, j.id)
 	if err == nil {
 		log.InfoContext(ctx, "an earlier attempt has committed this snapshot")
-		return w.committed(ctx, j, m)
+		return w.conclude(ctx, j, m)
 	}
 	if !errors.Is(err, catalog.ErrNoSnapshot) {
 		return err
@@ -51,7 +49,21 @@ func (w *Worker) snapshot(ctx context.Context, j job) error {
 		w.attempt(context.WithoutCancel(ctx), j, "interrupted", err.Error())
 		return err
 	}
-	return w.committed(ctx, j, m)
+	return w.conclude(ctx, j, m)
+}
+
+// conclude does what follows a commit: it tells of it, and copies it.
+func (w *Worker) conclude(ctx context.Context, j job, m *lifeboatv1.Manifest) error {
+	if err := w.committed(ctx, j, m); err != nil {
+		return err
+	}
+	if w.Copy == nil {
+		return nil
+	}
+	if err := w.copy(ctx, m); err != nil {
+		return &copyError{fmt.Errorf("snapshot %s is committed, and its copy failed: %w", m.GetId(), err)}
+	}
+	return nil
 }
 
 // attempt records that an attempt began or ended without a snapshot.
@@ -65,10 +77,14 @@ func (w *Worker) attempt(ctx context.Context, j job, verb, message string) {
 
 // take uploads, reads back and commits.
 func (w *Worker) take(ctx context.Context, j job, claim *bus.Claim) (*lifeboatv1.Manifest, error) {
-	timed, cancel := context.WithTimeout(ctx, j.target.Timeout)
+	timed, cancel := context.WithTimeoutCause(ctx, j.target.Timeout,
+		fmt.Errorf("the snapshot took longer than the target's timeout of %s", j.target.Timeout))
 	defer cancel()
 	m, err := w.prepare(timed, j)
 	if err != nil {
+		if timed.Err() != nil { // whatever failed, failed because of it
+			err = fmt.Errorf("%w: %w", context.Cause(timed), err)
+		}
 		return nil, err
 	}
 	window, done, err := claim.Commit(ctx)
@@ -112,83 +128,74 @@ func (w *Worker) prepare(ctx context.Context, j job) (*lifeboatv1.Manifest, erro
 	m := &lifeboatv1.Manifest{
 		Format: catalog.Format, Id: j.id, Target: j.target.Name, Kind: kinds()[j.target.Kind()], JobId: j.id, Tick: j.GetTick(),
 		StartedAt: timestamppb.New(w.Clock()), LifeboatVersion: w.Version, TraceId: traceID(ctx),
-		Store: &lifeboatv1.StoreCapabilities{
-			ConditionalWrites: caps.ConditionalWrites, Endpoint: caps.Endpoint, Bucket: caps.Bucket,
-		},
+		Store: capabilities(caps),
 	}
-	if err := w.upload(ctx, j, m, caps.ConditionalWrites); err != nil {
+	sources, err := w.NewSource(j.target)
+	if err != nil {
+		return nil, fmt.Errorf("preparing the source: %w", err)
+	}
+	last, doubt := w.newest(ctx, j.target.Name)
+	read := make([]*part, len(sources))
+	for i, src := range sources {
+		read[i] = &part{worker: w, job: j, src: src, last: last, conditional: caps.ConditionalWrites, further: i > 0}
+		if err := read[i].take(ctx); err != nil {
+			return nil, err
+		}
+	}
+	m.UploadedAt = timestamppb.New(w.Clock())
+	if m.Verification, err = w.readBack(ctx, read); err != nil {
 		return nil, err
 	}
-	if err := w.readBack(ctx, m); err != nil {
-		return nil, err
+	m.Data, m.Source = read[0].data, read[0].info
+	for _, p := range read[1:] {
+		p.data.Source = p.info
+		m.Parts = append(m.Parts, p.data)
+	}
+	m.Source.Worries = append(m.Source.Worries, worries(m, last, j.target.Retention.ShrinkGuard)...)
+	if doubt != nil {
+		m.Source.Worries = append(m.Source.Worries, "the snapshot before this one cannot be read: "+doubt.Error())
 	}
 	m.RestoreCommands = restoreCommands(m)
 	return m, nil
 }
 
-// upload streams the source through the pipeline into the store and fills in what was read and written.
-func (w *Worker) upload(ctx context.Context, j job, m *lifeboatv1.Manifest, conditional bool) error {
-	enc := w.Config().Encryption
-	recipients, err := pipeline.ParseRecipients(enc.Recipients)
-	if err != nil {
-		return err
+func capabilities(c store.Capabilities) *lifeboatv1.StoreCapabilities {
+	return &lifeboatv1.StoreCapabilities{
+		ConditionalWrites: c.ConditionalWrites, Endpoint: c.Endpoint, Bucket: c.Bucket, Versioning: c.Versioning,
+		ObjectLock: c.ObjectLock, Checksums: c.Checksums, MultipartAbort: c.MultipartAbort,
 	}
-	src, err := w.NewSource(j.target)
-	if err != nil {
-		return fmt.Errorf("preparing the source: %w", err)
+}
+
+// newest is the newest snapshot so far; nil when there is none. That it cannot be read is no reason to take no new one.
+func (w *Worker) newest(ctx context.Context, target string) (*lifeboatv1.Manifest, error) {
+	m, err := w.Catalog.Find(ctx, target, "latest")
+	if errors.Is(err, catalog.ErrNoSnapshot) {
+		return nil, nil //nolint:nilnil // there is none, and that is an answer
 	}
-	key := w.Catalog.Data(j.target.Name, j.id, src.Format(), len(recipients) > 0)
-	cond := store.Condition{}
-	if conditional {
-		if cond, err = store.As(w.Objects.Head(ctx, key)); err != nil {
-			return err
+	return m, err
+}
+
+// readBack compares what is stored with what the sources sent. Without an identity an encrypted object is compared as
+// stored: its bytes are those whose raw digest was taken on the way in.
+func (w *Worker) readBack(ctx context.Context, read []*part) (*lifeboatv1.Verification, error) {
+	v := &lifeboatv1.Verification{Method: methodDecoded}
+	for _, p := range read {
+		err := p.readBack(ctx, v)
+		if err != nil && p.data.GetUnchangedSince() != "" && isDamage(err) {
+			// The source has not changed, and its data has rotted meanwhile: it is stored anew.
+			w.Logger.ErrorContext(ctx, "the earlier data of an unchanged source is damaged; storing it anew",
+				slog.String("target", p.job.target.Name), slog.String("key", p.data.GetKey()), slog.Any("err", err))
+			p.last = nil
+			if err = p.take(ctx); err == nil {
+				err = p.readBack(ctx, v)
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading back: %w", err)
 		}
 	}
-	size := w.lastSize(ctx, j.target.Name)
-	reading, stop := context.WithCancel(ctx)
-	stream, err := src.Open(reading)
-	if err != nil {
-		stop()
-		return fmt.Errorf("opening the source: %w", err)
-	}
-	defer stream.Close() // read to its end, or given up
-	encoded := pipeline.Encode(stream, recipients)
-	defer encoded.Close()
-	// Runs first: a source that is waited for must let go before the encoder can end.
-	defer stop()
-	if _, err = w.Objects.Put(ctx, key, encoded, size, cond); err != nil {
-		return err
-	}
-	if m.Source, err = stream.Info(ctx); err != nil {
-		return fmt.Errorf("asking the source about what it sent: %w", err)
-	}
-	m.Data = &lifeboatv1.Data{
-		Key: key, Format: src.Format(), Raw: encoded.Raw(), Stored: encoded.Stored(),
-		Compression: pipeline.Compression, Recipients: enc.Recipients,
-	}
-	return nil
-}
-
-// lastSize is the size of the newest snapshot: a hint for the size of upload parts, so a failure to find it is none.
-func (w *Worker) lastSize(ctx context.Context, target string) int64 {
-	last, err := w.Catalog.Find(ctx, target, "latest")
-	if err != nil {
-		return 0
-	}
-	return last.GetData().GetStored().GetBytes()
-}
-
-// readBack compares the stored object with what the source sent. Without an identity an encrypted object is compared as
-// stored: its bytes are those whose raw digest was taken on the way in.
-func (w *Worker) readBack(ctx context.Context, m *lifeboatv1.Manifest) error {
-	method, err := w.verifyObject(ctx, m)
-	if err != nil {
-		return fmt.Errorf("reading back: %w", err)
-	}
-	m.Verification = &lifeboatv1.Verification{
-		At: timestamppb.New(w.Clock()), Method: method, Bytes: m.GetData().GetStored().GetBytes(),
-	}
-	return nil
+	v.At = timestamppb.New(w.Clock())
+	return v, nil
 }
 
 // committed tells of a snapshot that exists.
@@ -202,6 +209,9 @@ func (w *Worker) committed(ctx context.Context, j job, m *lifeboatv1.Manifest) e
 		Detail: &lifeboatv1.Event_Manifest{Manifest: m},
 	})
 	if err != nil {
+		return err
+	}
+	if err := w.tellWorries(ctx, m); err != nil {
 		return err
 	}
 	w.passed(j, took)
@@ -232,33 +242,4 @@ func kinds() map[string]lifeboatv1.Kind {
 	return map[string]lifeboatv1.Kind{
 		"etcd": lifeboatv1.Kind_KIND_ETCD, "consul": lifeboatv1.Kind_KIND_CONSUL, "nomad": lifeboatv1.Kind_KIND_NOMAD,
 	}
-}
-
-// restoreCommands are what a person types to restore this snapshot when no Lifeboat is left.
-func restoreCommands(m *lifeboatv1.Manifest) []string {
-	object := path.Base(m.GetData().GetKey())
-	plain := m.GetTarget() + "." + m.GetData().GetFormat()
-	s3 := "aws s3 cp"
-	if e := m.GetStore().GetEndpoint(); len(e) > 4 && e[:4] == "http" {
-		s3 = "aws --endpoint-url " + e + " s3 cp"
-	}
-	commands := []string{fmt.Sprintf("%s s3://%s/%s %s", s3, m.GetStore().GetBucket(), m.GetData().GetKey(), object)}
-	commands = append(commands, fmt.Sprintf("echo '%s  %s' | sha256sum -c", m.GetData().GetStored().GetSha256(), object))
-	if len(m.GetData().GetRecipients()) > 0 {
-		commands = append(commands, fmt.Sprintf("age -d -i IDENTITY_FILE %s | zstd -d -o %s", object, plain))
-	} else {
-		commands = append(commands, fmt.Sprintf("zstd -d %s -o %s", object, plain))
-	}
-	switch m.GetKind() {
-	case lifeboatv1.Kind_KIND_ETCD:
-		commands = append(commands, fmt.Sprintf("etcdutl snapshot restore %s --data-dir DATA_DIR", plain))
-	case lifeboatv1.Kind_KIND_CONSUL:
-		commands = append(commands, fmt.Sprintf("consul kv import @%s", plain))
-	case lifeboatv1.Kind_KIND_NOMAD:
-		commands = append(commands, fmt.Sprintf("tar -xf %s", plain),
-			"for n in namespaces/*.json; do nomad namespace apply -json $n; done",
-			"for j in jobs/*/*/job.json; do nomad job run -json -detach $j; done")
-	case lifeboatv1.Kind_KIND_UNSPECIFIED:
-	}
-	return commands
 }

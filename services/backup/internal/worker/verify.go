@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"filippo.io/age"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
@@ -21,41 +22,48 @@ import (
 const (
 	methodDecoded = "decoded"
 	methodStored  = "stored"
+	methodSampled = "sampled"
 )
 
 // verify reads stored snapshots again: all of the target's, or the one that the job names. What is damaged stays where
-// it is, for a person to look at.
+// it is, for a person to look at; a mark beside each snapshot says how its verification ended.
 func (w *Worker) verify(ctx context.Context, j job) error {
 	begin := w.Clock()
-	var manifests []*lifeboatv1.Manifest
-	if sel := j.GetSnapshot(); sel != "" && sel != "all" {
-		m, err := w.Catalog.Find(ctx, j.target.Name, sel)
-		if err != nil {
-			return terminalIf(err, catalog.ErrNoSnapshot, "no_snapshot")
-		}
-		manifests = append(manifests, m)
-	} else {
-		all, err := w.Catalog.List(ctx, j.target.Name)
-		if err != nil {
-			return err
-		}
-		for _, s := range all {
-			manifests = append(manifests, s.Manifest)
-		}
+	manifests, err := w.selected(ctx, j)
+	if err != nil {
+		return err
+	}
+	ids, err := w.identities()
+	if err != nil {
+		return err
 	}
 	var damaged []string
 	decoded := 0
+	seen := map[string]result{} // snapshots of an unchanged source share their data
 	for _, m := range manifests {
-		method, err := w.verifyObject(ctx, m)
-		switch {
-		case errors.Is(err, pipeline.ErrDamaged) || errors.Is(err, store.ErrNotFound):
-			damaged = append(damaged, fmt.Sprintf("%s: %v", m.GetId(), err))
-			w.Logger.ErrorContext(ctx, "a stored snapshot is damaged", slog.String("target", j.target.Name),
-				slog.String("snapshot_id", m.GetId()), slog.Any("err", err))
-		case err != nil:
-			return fmt.Errorf("verifying %s: %w", m.GetId(), err)
+		key := dataKeys(m)
+		r, ok := seen[key]
+		if !ok {
+			r.method, r.err = VerifySnapshot(ctx, w.Objects, m, ids, nil)
+			seen[key] = r
 		}
-		if method == methodDecoded {
+		if r.err != nil && !isDamage(r.err) {
+			return fmt.Errorf("verifying %s: %w", m.GetId(), r.err)
+		}
+		mark := &lifeboatv1.Mark{
+			Kind: lifeboatv1.Mark_KIND_VERIFIED, Target: m.GetTarget(), SnapshotId: m.GetId(), By: j.requestedBy(),
+			At: timestamppb.New(w.Clock()), Reason: r.method, Holds: r.err == nil,
+		}
+		if r.err != nil {
+			mark.Reason = r.err.Error()
+			damaged = append(damaged, fmt.Sprintf("%s: %v", m.GetId(), r.err))
+			w.Logger.ErrorContext(ctx, "a stored snapshot is damaged", slog.String("target", j.target.Name),
+				slog.String("snapshot_id", m.GetId()), slog.Any("err", r.err))
+		}
+		if err = w.Catalog.SetMark(ctx, mark); err != nil {
+			return err
+		}
+		if r.method == methodDecoded {
 			decoded++
 		}
 	}
@@ -79,35 +87,125 @@ func (w *Worker) verify(ctx context.Context, j job) error {
 	return nil
 }
 
-// verifyObject reads a snapshot's object to its end and compares it with its manifest; decoded when it can be.
-func (w *Worker) verifyObject(ctx context.Context, m *lifeboatv1.Manifest) (method string, err error) {
-	ids, err := w.identities()
-	if err != nil {
-		return "", err
+type result struct {
+	method string
+	err    error
+}
+
+// selected are the manifests that a verification is about.
+func (w *Worker) selected(ctx context.Context, j job) ([]*lifeboatv1.Manifest, error) {
+	if sel := j.GetSnapshot(); sel != "" && sel != "all" {
+		m, err := w.Catalog.Find(ctx, j.target.Name, sel)
+		if err != nil {
+			return nil, terminalIf(err, catalog.ErrNoSnapshot, "no_snapshot")
+		}
+		return []*lifeboatv1.Manifest{m}, nil
 	}
-	if len(m.GetData().GetRecipients()) == 0 || len(ids) > 0 {
-		err = readWhole(ctx, w.Objects, m, ids)
+	all, err := w.Catalog.List(ctx, j.target.Name)
+	if err != nil {
+		return nil, err
+	}
+	manifests := make([]*lifeboatv1.Manifest, len(all))
+	for i, s := range all {
+		manifests[i] = s.Manifest
+	}
+	return manifests, nil
+}
+
+// isDamage tells what is wrong with the stored data from what is wrong with reaching it.
+func isDamage(err error) bool {
+	return errors.Is(err, pipeline.ErrDamaged) || errors.Is(err, store.ErrNotFound)
+}
+
+// parts are all stored objects of a snapshot.
+func parts(m *lifeboatv1.Manifest) []*lifeboatv1.Data {
+	return append([]*lifeboatv1.Data{m.GetData()}, m.GetParts()...)
+}
+
+// dataKeys says which data a manifest describes, and how.
+func dataKeys(m *lifeboatv1.Manifest) string {
+	var b strings.Builder
+	for _, d := range parts(m) {
+		fmt.Fprintln(&b, d.GetKey(), d.GetStored().GetSha256(), d.GetRaw().GetSha256())
+	}
+	return b.String()
+}
+
+// VerifySnapshot reads every stored object of a snapshot to its end and compares it with the manifest. The method is
+// "decoded" when all of them could be decoded, and "stored" when an identity was missing and the stored bytes were
+// compared. progress, which may be nil, is told how many stored bytes were read since it was last called. An error that
+// wraps pipeline.ErrDamaged or store.ErrNotFound is about the data; any other is about reaching it.
+func VerifySnapshot(
+	ctx context.Context, o Objects, m *lifeboatv1.Manifest, ids []age.Identity, progress func(n int64),
+) (method string, err error) {
+	method = methodDecoded
+	for _, d := range parts(m) {
+		how, err := verifyData(ctx, o, d, ids, progress)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", d.GetKey(), err)
+		}
+		if how != methodDecoded {
+			method = how
+		}
+	}
+	return method, nil
+}
+
+// verifyData compares one object; decoded when it can be.
+func verifyData(
+	ctx context.Context, o Objects, d *lifeboatv1.Data, ids []age.Identity, progress func(n int64),
+) (method string, err error) {
+	if progress != nil {
+		o = &counted{o, progress}
+	}
+	if len(d.GetRecipients()) == 0 || len(ids) > 0 {
+		err = readWhole(ctx, o, d, ids)
 		// An identity for other recipients decrypts nothing here, and is no reason not to compare the stored bytes.
 		if !errors.Is(err, pipeline.ErrNoIdentity) {
 			return methodDecoded, err
 		}
 	}
-	r, _, err := w.Objects.Get(ctx, m.GetData().GetKey())
+	r, _, err := o.Get(ctx, d.GetKey())
 	if err != nil {
 		return "", err
 	}
 	defer r.Close()
-	return methodStored, pipeline.Check(r, m.GetData().GetStored())
+	return methodStored, pipeline.Check(r, d.GetStored())
 }
 
 // readWhole decodes an object to its end, where its digests are compared.
-func readWhole(ctx context.Context, o Objects, m *lifeboatv1.Manifest, ids []age.Identity) error {
-	r, err := OpenDecoded(ctx, o, m, ids)
+func readWhole(ctx context.Context, o Objects, d *lifeboatv1.Data, ids []age.Identity) error {
+	r, err := OpenData(ctx, o, d, ids)
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(io.Discard, r)
 	return errors.Join(err, r.Close())
+}
+
+// counted tells how much is read.
+type counted struct {
+	Objects
+	progress func(n int64)
+}
+
+func (c *counted) Get(ctx context.Context, key string) (io.ReadCloser, store.Object, error) {
+	r, o, err := c.Objects.Get(ctx, key)
+	if err != nil {
+		return nil, o, err
+	}
+	return &countedReader{r, c.progress}, o, nil
+}
+
+type countedReader struct {
+	io.ReadCloser
+	progress func(n int64)
+}
+
+func (c *countedReader) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.progress(int64(n))
+	return n, err
 }
 
 // Identities reads the age identity of a configuration; none when none is configured.
@@ -130,11 +228,16 @@ func Identities(enc config.Encryption) ([]age.Identity, error) {
 // OpenDecoded opens a snapshot's data as the source sent it. The reader returns io.EOF only when all of it is as the
 // manifest says.
 func OpenDecoded(ctx context.Context, o Objects, m *lifeboatv1.Manifest, ids []age.Identity) (io.ReadCloser, error) {
-	r, _, err := o.Get(ctx, m.GetData().GetKey())
+	return OpenData(ctx, o, m.GetData(), ids)
+}
+
+// OpenData is OpenDecoded for any part of a snapshot.
+func OpenData(ctx context.Context, o Objects, data *lifeboatv1.Data, ids []age.Identity) (io.ReadCloser, error) {
+	r, _, err := o.Get(ctx, data.GetKey())
 	if err != nil {
 		return nil, err
 	}
-	d, err := pipeline.Decode(r, m.GetData(), ids)
+	d, err := pipeline.Decode(r, data, ids)
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
 	}

@@ -25,6 +25,7 @@ import (
 
 	"filippo.io/age"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -37,7 +38,7 @@ import (
 // Source opens one consistent stream of a target.
 type Source interface {
 	Open(ctx context.Context) (source.Stream, error)
-	// Format is the stock tool's name for the stream's format: "db", "json" or "tar".
+	// Format is the stock tool's name for the stream's format: "db", "json" or "tar"; "snap" for a raft snapshot.
 	Format() string
 }
 
@@ -45,6 +46,7 @@ type Source interface {
 type Objects interface {
 	Put(ctx context.Context, key string, r io.Reader, sizeHint int64, c store.Condition) (store.Object, error)
 	Get(ctx context.Context, key string) (io.ReadCloser, store.Object, error)
+	GetRange(ctx context.Context, key string, offset, length int64, etag string) (io.ReadCloser, store.Object, error)
 	Head(ctx context.Context, key string) (store.Object, error)
 }
 
@@ -52,25 +54,32 @@ type Objects interface {
 type Bus interface {
 	Claim(ctx context.Context, w config.Work, target string, m *bus.Message) (*bus.Claim, error)
 	Emit(ctx context.Context, e *lifeboatv1.Event) error
+	Last(ctx context.Context, stream, subject string, into proto.Message) (seq uint64, at time.Time, err error)
 }
 
 // Options of a worker.
 type Options struct {
 	// Config is the configuration in force.
 	Config func() *config.Config
-	// NewSource makes the source of a target.
-	NewSource func(config.Target) (Source, error)
+	// NewSource makes the sources of a target: first the one of its data, then those of further parts.
+	NewSource func(config.Target) ([]Source, error)
 	Objects   Objects
 	Catalog   *catalog.Catalog
-	// Capabilities is what the store was seen to do.
+	// Capabilities is what the store was seen to do. It fails when the store is not safe enough to be used.
 	Capabilities func(context.Context) (store.Capabilities, error)
-	Bus          Bus
-	Logger       *slog.Logger
-	Registerer   prometheus.Registerer
+	// Copy is the second bucket; nil when there is none.
+	Copy *Copy
+	// Remover deletes from the store; only prune workers have the right to.
+	Remover    store.Remover
+	Bus        Bus
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
 	// ScratchDir is where drills restore; a folder of its own in it per drill.
 	ScratchDir string
 	Version    string
 	Clock      func() time.Time
+	// PaceWindow is over how long the pace of a read is judged; a minute when zero.
+	PaceWindow time.Duration
 }
 
 // Worker handles jobs. It is safe for concurrent use.
@@ -102,7 +111,7 @@ func (j job) requestedBy() string {
 // Handler returns the bus handler of one kind of work.
 func (w *Worker) Handler(work config.Work) bus.Handler {
 	do := map[config.Work]func(context.Context, job) error{
-		config.WorkSnapshot: w.snapshot, config.WorkVerify: w.verify, config.WorkDrill: w.drill,
+		config.WorkSnapshot: w.snapshot, config.WorkVerify: w.verify, config.WorkDrill: w.drill, config.WorkPrune: w.prune,
 	}[work]
 	return func(ctx context.Context, m *bus.Message) error {
 		j, err := w.decode(m)
@@ -155,6 +164,9 @@ func (w *Worker) OnDead(ctx context.Context, m *bus.Message, failed error) error
 		if !config.ValidName(target) {
 			e.Target = ""
 		}
+	} else if _, ok := errors.AsType[*copyError](failed); ok {
+		e.Id, e.Noun = "copy.failed."+m.ID(), "copy"
+		w.metrics.ended.WithLabelValues("copy", target, "failed").Inc()
 	} else {
 		w.metrics.ended.WithLabelValues(string(work), target, "failed").Inc()
 	}

@@ -69,26 +69,35 @@ type fleet struct {
 	s3      *s3test.Server
 	objects *s3.Store
 	catalog *catalog.Catalog
-	config  *config.Config
+	config  atomic.Pointer[config.Config]
 	events  *bus.Bus
+	nc      *nats.Conn
 	// hooks of the worker under test
 	source  func(context.Context) (io.Reader, error)
+	sources []worker.Source // instead of source
 	wrapped worker.Objects
+	copy    *worker.Copy
+	pace    time.Duration
+	stop    func() // ends the worker that was started last
 }
 
-func newFleet(t *testing.T) *fleet {
+func newFleet(t *testing.T, opts ...s3test.Option) *fleet {
 	t.Helper()
-	f := &fleet{t: t, nats: natstest.New(t), s3: s3test.New(t)}
+	f := &fleet{t: t, nats: natstest.New(t), s3: s3test.New(t, opts...)}
 	var err error
 	f.objects, err = s3.New(t.Context(), f.s3.Config)
 	require.NoError(t, err)
 	f.wrapped = f.objects
 	f.catalog = catalog.New(f.objects, "p")
-	f.config = &config.Config{Targets: []config.Target{{
-		Name: target, Consul: &config.Consul{Address: "http://127.0.0.1:1"}, Timeout: time.Minute,
-	}}}
+	f.config.Store(&config.Config{Targets: []config.Target{{
+		Name: target, Consul: &config.Consul{Address: "http://127.0.0.1:1"}, Timeout: time.Minute, MinKiBPerSecond: -1,
+		Retention: config.Retention{ShrinkGuard: 40}, Prune: config.Prune{OrphanAge: time.Hour},
+	}}})
 	f.source = func(context.Context) (io.Reader, error) { return strings.NewReader(export), nil }
 	f.events = f.connect("test")
+	f.nc, err = nats.Connect(f.nats.URL())
+	require.NoError(t, err)
+	t.Cleanup(f.nc.Close)
 	require.NoError(t, f.events.EnsureStreams(t.Context()))
 	return f
 }
@@ -109,12 +118,16 @@ func (f *fleet) work() {
 	f.t.Helper()
 	b := f.connect("worker")
 	w := worker.New(worker.Options{
-		Config: func() *config.Config { return f.config },
-		NewSource: func(config.Target) (worker.Source, error) {
-			return fakeSource{f.source}, nil
+		Config: f.config.Load,
+		NewSource: func(config.Target) ([]worker.Source, error) {
+			if f.sources != nil {
+				return f.sources, nil
+			}
+			return []worker.Source{fakeSource{f.source}}, nil
 		},
+		Copy: f.copy, PaceWindow: f.pace, Remover: f.objects,
 		Objects: f.wrapped, Catalog: f.catalog, Bus: b, Logger: slog.New(slog.NewTextHandler(f.t.Output(), nil)),
-		Capabilities: func(ctx context.Context) (store.Capabilities, error) { return f.objects.Probe(ctx, "p") },
+		Capabilities: f.probeOnce(),
 		Registerer:   prometheus.NewRegistry(), ScratchDir: f.t.TempDir(), Version: "test", Clock: time.Now,
 	})
 	ctx, cancel := context.WithCancel(f.t.Context())
@@ -128,15 +141,19 @@ func (f *fleet) work() {
 			}))
 		})
 	}
-	f.t.Cleanup(func() { cancel(); wg.Wait() })
+	f.stop = func() { cancel(); wg.Wait() }
+	f.t.Cleanup(f.stop)
+}
+
+// probeOnce probes the store as the service does.
+func (f *fleet) probeOnce() func(context.Context) (store.Capabilities, error) {
+	caps, err := f.objects.Probe(f.t.Context(), "p")
+	return func(context.Context) (store.Capabilities, error) { return caps, err }
 }
 
 func (f *fleet) publish(work config.Work, target, payload string) {
 	f.t.Helper()
-	nc, err := nats.Connect(f.nats.URL())
-	require.NoError(f.t, err)
-	defer nc.Close()
-	js, err := jetstream.New(nc)
+	js, err := jetstream.New(f.nc)
 	require.NoError(f.t, err)
 	require.Eventually(f.t, func() bool {
 		_, err = js.Publish(f.t.Context(), bus.JobSubject(work, target), []byte(payload))
@@ -153,6 +170,34 @@ func (f *fleet) event(noun, verb, target string) *lifeboatv1.Event {
 		return err == nil && seq > 0
 	}, 20*time.Second, 20*time.Millisecond, "no event %s.%s.%s", noun, verb, target)
 	return e
+}
+
+// count is how many events of a kind there are for the target.
+func (f *fleet) count(noun, verb string) int {
+	f.t.Helper()
+	js, err := jetstream.New(f.nc)
+	require.NoError(f.t, err)
+	stream, err := js.Stream(f.t.Context(), bus.StreamEvents)
+	require.NoError(f.t, err)
+	subject := bus.EventSubject(noun, verb, target)
+	info, err := stream.Info(f.t.Context(), jetstream.WithSubjectFilter(subject))
+	require.NoError(f.t, err)
+	return int(info.State.Subjects[subject])
+}
+
+// target changes the target's configuration before the worker starts.
+func (f *fleet) target(change func(*config.Target)) {
+	change(&f.config.Load().Targets[0])
+}
+
+// behind has the worker reach S3 through a proxy.
+func (f *fleet) behind(p *s3test.Proxy) *s3test.Proxy {
+	f.t.Helper()
+	var err error
+	f.objects, err = s3.New(f.t.Context(), p.Config)
+	require.NoError(f.t, err)
+	f.wrapped, f.catalog = f.objects, catalog.New(f.objects, "p")
+	return p
 }
 
 func (f *fleet) snapshots() []catalog.Snapshot {
@@ -178,7 +223,7 @@ func TestASnapshotFromJobToEvent(t *testing.T) {
 	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "identity")
 	require.NoError(t, os.WriteFile(path, []byte(identity.String()), 0o600))
-	f.config.Encryption = config.Encryption{
+	f.config.Load().Encryption = config.Encryption{
 		Recipients: []string{identity.Recipient().String()}, IdentityFile: config.SecretFile(path),
 	}
 	f.work()
@@ -265,6 +310,7 @@ type corrupting struct {
 	*s3.Store
 	server *s3test.Server
 	times  int
+	first  bool // the first byte, which samples always cover
 }
 
 func (c *corrupting) Put(ctx context.Context, key string, r io.Reader, n int64, cond store.Condition) (store.Object, error) {
@@ -277,7 +323,11 @@ func (c *corrupting) Put(ctx context.Context, key string, r io.Reader, n int64, 
 	if err != nil {
 		return o, err
 	}
-	b[len(b)/2] ^= 0x40
+	at := len(b) / 2
+	if c.first {
+		at = 0
+	}
+	b[at] ^= 0x40
 	return o, os.WriteFile(c.server.Path(key), b, 0o600)
 }
 
@@ -308,10 +358,10 @@ func TestACommitWithoutItsEventIsToldByTheNextAttempt(t *testing.T) {
 	f := newFleet(t)
 	reads := 0
 	w := worker.New(worker.Options{
-		Config: func() *config.Config { return f.config }, Objects: f.objects, Catalog: f.catalog, Bus: f.events,
-		NewSource: func(config.Target) (worker.Source, error) {
+		Config: f.config.Load, Objects: f.objects, Catalog: f.catalog, Bus: f.events,
+		NewSource: func(config.Target) ([]worker.Source, error) {
 			reads++
-			return fakeSource{f.source}, nil
+			return []worker.Source{fakeSource{f.source}}, nil
 		},
 		Capabilities: func(ctx context.Context) (store.Capabilities, error) { return f.objects.Probe(ctx, "p") },
 		Logger:       slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Clock: time.Now,
@@ -337,8 +387,8 @@ func TestGuarantee2ACommitThatWasWaitedForIsNotOverwritten(t *testing.T) {
 	defer done()
 
 	second := worker.New(worker.Options{
-		Config: func() *config.Config { return f.config }, Objects: f.objects, Catalog: f.catalog, Bus: f.events,
-		NewSource:    func(config.Target) (worker.Source, error) { return nil, errors.New("must not be read") },
+		Config: f.config.Load, Objects: f.objects, Catalog: f.catalog, Bus: f.events,
+		NewSource:    func(config.Target) ([]worker.Source, error) { return nil, errors.New("must not be read") },
 		Capabilities: func(ctx context.Context) (store.Capabilities, error) { return f.objects.Probe(ctx, "p") },
 		Logger:       slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Clock: time.Now,
 	})
@@ -444,7 +494,7 @@ func TestGuarantee8NoSecretLeavesTheWorker(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "identity")
 	// An identity file with a broken line: parsers like to quote those.
 	require.NoError(t, os.WriteFile(path, []byte(identity.String()[:40]), 0o600))
-	f.config.Encryption = config.Encryption{Recipients: []string{identity.Recipient().String()}, IdentityFile: config.SecretFile(path)}
+	f.config.Load().Encryption = config.Encryption{Recipients: []string{identity.Recipient().String()}, IdentityFile: config.SecretFile(path)}
 	f.work()
 	f.publish(config.WorkSnapshot, target, "")
 	e := f.event("snapshot", "failed", target)

@@ -56,6 +56,14 @@ func TestAlertsAreDerivedFromTheLastEvents(t *testing.T) {
 			3,
 			[]string{"LifeboatSnapshotFailed firing since 2"},
 		},
+		"worrying, then well": {[]step{{"source", "worrying", 1}, {"source", "well", 2}}, 500, nil},
+		"held, and failed too": {
+			[]step{{"prune", "held", 1}, {"prune", "failed", 2}},
+			3,
+			[]string{"LifeboatPruneFailed firing since 2", "LifeboatPruneHeld firing since 1"},
+		},
+		"one pass ends both": {[]step{{"prune", "held", 1}, {"prune", "failed", 2}, {"prune", "passed", 3}}, 500, nil},
+		"a copy that failed": {[]step{{"snapshot", "committed", 1}, {"copy", "failed", 2}}, 3, []string{"LifeboatCopyFailed firing since 2"}},
 		"failing again keeps the start": {
 			[]step{{"snapshot", "failed", 2}, {"snapshot", "failed", 9}},
 			10,

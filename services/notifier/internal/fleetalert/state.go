@@ -34,12 +34,16 @@ func rules() []rule {
 		{alert: "LifeboatSnapshotFailed", severity: "critical", summary: "Snapshot of %s failed", noun: "snapshot", bad: "failed", good: "committed"},
 		{alert: "LifeboatVerifyFailed", severity: "critical", summary: "A stored snapshot of %s does not match its manifest", noun: "verify", bad: "failed", good: "passed"},
 		{alert: "LifeboatDrillFailed", severity: "warning", summary: "Restore drill of %s failed", noun: "drill", bad: "failed", good: "passed"},
+		{alert: "LifeboatSourceWorrying", severity: "warning", summary: "Something about the source %s should worry somebody", noun: "source", bad: "worrying", good: "well"},
+		{alert: "LifeboatCopyFailed", severity: "critical", summary: "A snapshot of %s is not in the second bucket", noun: "copy", bad: "failed", good: "passed"},
+		{alert: "LifeboatPruneFailed", severity: "warning", summary: "Retention of %s could not be applied", noun: "prune", bad: "failed", good: "passed"},
+		{alert: "LifeboatPruneHeld", severity: "warning", summary: "%s suddenly shrank; nothing is deleted until somebody confirms", noun: "prune", bad: "held", good: "passed"},
 		{alert: "LifeboatRPOExceeded", severity: "critical", summary: "%s has no good snapshot within its RPO", noun: "rpo", bad: "exceeded", good: "met"},
 		{alert: "LifeboatJobRejected", severity: "warning", summary: "A job for %s was rejected", noun: "job", bad: "rejected", lasts: rejectedFor},
 	}
 }
 
-// filters are the subjects of all rules' events.
+// filters are the subjects of all rules' events, each once: the server refuses filters that overlap.
 func filters() []string {
 	var out []string
 	for _, r := range rules() {
@@ -49,7 +53,8 @@ func filters() []string {
 			}
 		}
 	}
-	return out
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // Alert is one of the fleet's own.

@@ -37,6 +37,8 @@ type Result struct {
 	Revision int64
 	// Revisions is the number of entries in the key bucket.
 	Revisions int64
+	// CompactRevision is up to where history was, or was about to be, removed; 0 when it never was.
+	CompactRevision int64
 }
 
 // bucketRefs are the buckets that one leaf page of the root bucket names.
@@ -307,7 +309,7 @@ func (s *Scanner) Result() (Result, error) {
 		}
 	}
 	// As in etcd's mvcc.store.restore: an empty store is at 1, and a compaction may have removed the newest entries.
-	res.Revision = max(res.Revision, compacted, 1)
+	res.Revision, res.CompactRevision = max(res.Revision, compacted, 1), compacted
 	return res, nil
 }
 

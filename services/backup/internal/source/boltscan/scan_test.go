@@ -103,9 +103,10 @@ func (m *model) want(t *testing.T, tx *bolt.Tx) Result {
 	}))
 	for _, name := range []string{scheduledCompact, finishedCompact} {
 		if v := tx.Bucket([]byte("meta")).Get([]byte(name)); v != nil {
-			res.Revision = max(res.Revision, int64(binary.BigEndian.Uint64(v)))
+			res.CompactRevision = max(res.CompactRevision, int64(binary.BigEndian.Uint64(v)))
 		}
 	}
+	res.Revision = max(res.Revision, res.CompactRevision)
 	return res
 }
 

@@ -1,5 +1,31 @@
-// Package consul reads the whole KV store of a Consul datacenter in one atomic answer, as the JSON that
-// `consul kv import` takes.
+// Package consul reads a Consul datacenter: the keys of its KV store (New), as the JSON that `consul kv import` takes, and the
+// raft snapshot of all it holds (NewRaft), as `consul snapshot restore` takes it.
+//
+// # Prefixes
+//
+// One answer to ?recurse is one read transaction of the server, and two answers are two. So several prefixes are read as one:
+// everything that begins with what they have in common, of which the rest is left out while it passes. A transaction of
+// several get-tree operations would be atomic, too, but its answer has no raft index and no header that tells of keys that
+// were left out.
+//
+// # Rights
+//
+// Consul leaves out the keys that a token may not read, and answers 200, or 404 when none is left. It tells so in the header
+// X-Consul-Results-Filtered-By-ACLs, since 1.11, and never to a request without a token. What this package makes of it:
+//
+//   - The header is there: the read is refused, and the error says which rule is missing. That is so as well when the keys
+//     that were left out are under none of the configured prefixes, but under what they have in common: with that token no
+//     single read can give all prefixes, and Consul does not tell which keys it left out. The rule for the common prefix
+//     helps, or a target for each prefix.
+//   - No token is set and ACLs are on: refused, unless the default policy is "allow" and the anonymous token has no rights of
+//     its own, which could only take some away.
+//   - The token is unknown, has expired, or may not list (403): refused.
+//   - No key exists under the common prefix: an empty snapshot. A token without any right sees that as well, and its first
+//     key fails the read.
+//   - Consul is older than 1.11 and its ACLs are on: a worry in SourceInfo, unless the token is a management token.
+//
+// Accessor and policies of the token go into SourceInfo, so that a later snapshot that holds less can be told from a token
+// that may read less.
 package consul
 
 import (
@@ -40,7 +66,7 @@ func (s *Source) Format() string { return "json" }
 
 // Ping says whether the agent answers and knows a leader.
 func (s *Source) Ping(ctx context.Context) error {
-	c, err := s.client()
+	c, err := s.client(s.opts.Idle)
 	if err != nil {
 		return err
 	}
@@ -55,37 +81,47 @@ func (s *Source) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Open asks for every key at once. One answer is one read transaction of the server, so it is consistent at its index;
-// consistent= makes the leader prove first that it still is one.
+// Open asks for every key under the prefixes at once. One answer is one read transaction of the server, so it is consistent
+// at its index; consistent= makes the leader prove first that it still is one.
 func (s *Source) Open(ctx context.Context) (source.Stream, error) {
-	c, err := s.client()
+	c, err := s.client(s.opts.Idle)
 	if err != nil {
 		return nil, err
 	}
 	readCtx, stop, idle := source.WatchIdle(ctx, s.opts.Idle)
-	idle.Begin()
-	resp, err := c.get(readCtx, "/v1/kv/?recurse=true&consistent=") //nolint:bodyclose // the stream closes it
-	idle.End()
-	st := &stream{ctx: readCtx, stop: stop, idle: idle, client: c, resp: resp}
-	switch {
-	case err != nil:
-		err = c.failed(readCtx, source.Unreachable, "listing keys", err)
-	case resp.Header.Get("X-Consul-Results-Filtered-By-ACLs") == "true":
-		// A list without the keys that the token may not read looks whole, and would be kept as a good snapshot.
-		err = c.failed(readCtx, source.Denied, "listing keys",
-			errors.New(`the token may not read every key; give it: key_prefix "" { policy = "read" }`))
-	case resp.StatusCode == http.StatusOK:
-		err = st.begin()
-	case resp.StatusCode == http.StatusNotFound:
-		err = st.beginEmpty()
-	default:
-		err = c.refused(readCtx, resp, "listing keys")
-	}
-	if err != nil {
+	st := &Stream{reading: reading{ctx: readCtx, stop: stop, client: c, doing: "listing keys"}, prefixes: s.cfg.Prefixes}
+	if err := s.list(st, idle); err != nil {
 		_ = st.Close() // the first error tells more
 		return nil, err
 	}
 	return st, nil
+}
+
+// list begins a read.
+func (s *Source) list(st *Stream, idle *source.Idle) (err error) {
+	prefix := commonPrefix(s.cfg.Prefixes)
+	st.token = st.client.whoami(st.ctx)
+	path := "/v1/kv/" + (&url.URL{Path: prefix}).EscapedPath() + "?recurse=true&consistent="
+	idle.Begin()
+	st.resp, err = st.client.get(st.ctx, path) //nolint:bodyclose // the stream closes it
+	idle.End()
+	if err != nil {
+		return st.failed(source.Unreachable, err)
+	}
+	switch st.resp.StatusCode {
+	case http.StatusOK, http.StatusNotFound:
+	case http.StatusForbidden:
+		return st.failed(source.Denied, forbidden(source.NewStatusError(st.resp), prefix))
+	default:
+		return st.client.refused(st.ctx, st.resp, st.doing)
+	}
+	if err := st.token.check(st.resp.Header, prefix, s.cfg.Prefixes); err != nil {
+		return st.failed(source.Denied, err)
+	}
+	if st.resp.StatusCode == http.StatusNotFound {
+		return st.beginEmpty(idle)
+	}
+	return st.begin(idle)
 }
 
 // client is what one read needs; it is made anew each time, so that certificates and the token may rotate.
@@ -96,7 +132,8 @@ type client struct {
 	http  *http.Client
 }
 
-func (s *Source) client() (*client, error) {
+// client makes one whose answers begin within header; source.DefaultIdle when zero.
+func (s *Source) client(header time.Duration) (*client, error) {
 	shown := source.Endpoint(s.cfg.Address)
 	bad := func(doing string, err error) error {
 		return &source.Error{Reason: source.Misconfigured, Endpoint: shown, Doing: doing, Err: err}
@@ -111,7 +148,7 @@ func (s *Source) client() (*client, error) {
 			return nil, bad("reading the token", err)
 		}
 	}
-	if c.http, err = source.NewHTTPClient(s.cfg.TLS, s.opts.Idle); err != nil {
+	if c.http, err = source.NewHTTPClient(s.cfg.TLS, header); err != nil {
 		return nil, bad("connecting", err)
 	}
 	return c, nil

@@ -3,67 +3,52 @@ package consul
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"sync"
+	"strconv"
+	"strings"
 
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
 )
 
-// stream turns the answer, entry by entry, into what `consul kv import` takes. It implements source.Stream.
-type stream struct {
-	ctx    context.Context //nolint:containedctx // an io.Reader is given none; this one ends the read
-	stop   context.CancelFunc
-	idle   *source.Idle
-	client *client
-	resp   *http.Response
-	dec    *json.Decoder
+// ahead is how much is converted at once: small entries would otherwise be handed on one by one.
+const ahead = 64 << 10
 
-	out   bytes.Buffer // what was converted and not read yet: one entry at most
-	err   error        // sticky, and told once out is empty
-	index int64
-	keys  int64
-	bytes int64
-
-	closing sync.Once
-	info    *lifeboatv1.SourceInfo
+// Stream turns the answer, entry by entry, into what `consul kv import` takes. It implements source.Stream.
+type Stream struct {
+	reading  // its err is told once out is empty
+	scan     *scanner
+	prefixes []string
+	out      bytes.Buffer // what was converted and not read yet: 64 KiB or one entry
+	index    int64
+	keys     int64
+	bytes    int64
+	odd      int64 // keys whose name may not be what it was
+	unclean  int64 // keys that the stock tool cannot write
 }
 
-// found is an entry as the agent gives it. Sessions and indexes belong to the cluster that was and are not restored.
-type found struct {
-	Key   *string
-	Flags uint64
-	Value []byte
-}
-
-// entry is an entry as `consul kv import` takes it.
-type entry struct {
-	Key   string `json:"key"`
-	Flags uint64 `json:"flags"`
-	Value []byte `json:"value"`
-}
-
-var errNotAList = errors.New("the answer is not a list of keys")
+// Index is the raft index that the answer belongs to, X-Consul-Index, from the start of the read on; Info gives it as the
+// revision. Two reads of the same index, by one configuration from one datacenter, most likely hold the same, so it is a hint
+// and no proof:
+//
+//   - After a raft snapshot was restored the index goes on from that snapshot's, and comes again with other content.
+//   - With a common prefix, Consul gives the highest index of the keys under it and of their tombstones. Tombstones go after 15
+//     minutes; then a deletion leaves no trace, and the index falls back to that of the newest key still there. When there is
+//     no key under the prefix and no tombstone, the index is that of the whole store. A read of everything gives the whole
+//     store's, which every write and every deletion moves.
+//   - It moves without a change, too: a lock that is taken or released, a key that is written and deleted again.
+func (s *Stream) Index() int64 { return s.index }
 
 // begin reads the head of a list.
-func (s *stream) begin() (err error) {
+func (s *Stream) begin(idle *source.Idle) (err error) {
 	if s.index, err = index(s.resp.Header); err != nil {
 		return s.failed(source.Damaged, err)
 	}
-	s.dec = json.NewDecoder(s.resp.Body)
-	s.idle.Begin()
-	tok, err := s.dec.Token()
-	s.idle.End()
-	if err != nil {
+	s.scan = newScanner(body{r: s.resp.Body, idle: idle})
+	if err := s.scan.begin(); err != nil {
 		return s.broken(err)
-	}
-	if tok != json.Delim('[') {
-		return s.failed(source.Damaged, errNotAList)
 	}
 	s.out.WriteString("[")
 	return nil
@@ -71,14 +56,12 @@ func (s *stream) begin() (err error) {
 
 // beginEmpty makes an empty list of a 404, which is how Consul says that no key matched. A page that somebody else sent
 // in its place has a body or lacks the index.
-func (s *stream) beginEmpty() (err error) {
-	s.idle.Begin()
-	body, err := io.ReadAll(io.LimitReader(s.resp.Body, 1))
-	s.idle.End()
+func (s *Stream) beginEmpty(idle *source.Idle) (err error) {
+	first, err := io.ReadAll(io.LimitReader(body{r: s.resp.Body, idle: idle}, 1))
 	if err != nil {
 		return s.failed(source.Unreachable, err)
 	}
-	if s.index, err = index(s.resp.Header); err != nil || len(body) > 0 {
+	if s.index, err = index(s.resp.Header); err != nil || len(first) > 0 {
 		return s.failed(source.Damaged, errors.New("it answered 404, and not in Consul's way"))
 	}
 	s.out.WriteString("[]\n")
@@ -87,18 +70,18 @@ func (s *stream) beginEmpty() (err error) {
 }
 
 // Read implements source.Stream.
-func (s *stream) Read(p []byte) (int, error) {
-	if s.out.Len() == 0 && s.err == nil {
+func (s *Stream) Read(p []byte) (int, error) {
+	if s.out.Len() == 0 {
 		s.out.Reset()
-		s.idle.Begin()
-		s.err = s.next()
-		s.idle.End()
+		for s.err == nil && s.out.Len() < ahead {
+			s.err = s.next()
+		}
 	}
 	if s.out.Len() == 0 || len(p) == 0 {
 		return 0, s.err
 	}
-	// A cancellation is told even while there is something left to give.
-	if s.ctx.Err() != nil && !errors.Is(s.err, io.EOF) {
+	// A cancellation is told even while there is something left to give, be it the last.
+	if s.ctx.Err() != nil {
 		s.out.Reset()
 		s.err = s.failed(source.Canceled, s.ctx.Err())
 		return 0, s.err
@@ -108,94 +91,53 @@ func (s *stream) Read(p []byte) (int, error) {
 }
 
 // next converts one entry, or the end.
-func (s *stream) next() error {
+func (s *Stream) next() error {
 	if s.ctx.Err() != nil {
 		return s.failed(source.Canceled, s.ctx.Err())
 	}
-	if !s.dec.More() {
-		return s.end()
+	f, err := s.scan.next()
+	if errors.Is(err, io.EOF) {
+		s.out.WriteString("\n]\n")
+		return io.EOF
 	}
-	var f found
-	if err := s.dec.Decode(&f); err != nil {
+	if err != nil {
 		return s.broken(err)
 	}
-	if f.Key == nil {
-		return s.failed(source.Damaged, errNotAList)
-	}
-	if f.Value == nil {
-		f.Value = []byte{} // null would not be imported
+	name := nameOf(f.key)
+	if !wanted(s.prefixes, name) {
+		return nil
 	}
 	if s.keys > 0 {
 		s.out.WriteByte(',')
 	}
-	s.out.WriteString("\n")
-	line, err := json.Marshal(entry{Key: *f.Key, Flags: f.Flags, Value: f.Value})
-	if err != nil {
-		return fmt.Errorf("encoding key %q: %w", *f.Key, err)
-	}
-	s.out.Write(line)
+	s.out.WriteString("\n{\"key\":")
+	s.out.Write(f.key)
+	s.out.WriteString(",\"flags\":")
+	s.out.Write(strconv.AppendUint(s.out.AvailableBuffer(), f.flags, 10))
+	s.out.WriteString(",\"value\":\"") // null would not be imported
+	s.out.Write(f.value)
+	s.out.WriteString("\"}")
 	s.keys++
-	s.bytes += int64(len(f.Value))
+	s.bytes += f.bytes
+	if strings.Contains(name, "\ufffd") {
+		s.odd++
+	}
+	if !plain(name) {
+		s.unclean++
+	}
 	return nil
 }
 
-// end accepts the end of the list only when the answer ends there too.
-func (s *stream) end() error {
-	if _, err := s.dec.Token(); err != nil {
-		return s.broken(err)
-	}
-	if _, err := s.dec.Token(); !errors.Is(err, io.EOF) {
-		if err == nil {
-			err = errors.New("something follows the list of keys")
-		}
+// broken sorts an error of the scanner: what is no list of keys is one thing, a connection that ended another.
+func (s *Stream) broken(err error) error {
+	if errors.Is(err, errDamaged) {
 		return s.failed(source.Damaged, err)
-	}
-	s.out.WriteString("\n]\n")
-	return io.EOF
-}
-
-// broken sorts an error of the decoder: what is no list of keys is one thing, a connection that ended another.
-func (s *stream) broken(err error) error {
-	var (
-		syntax *json.SyntaxError
-		shape  *json.UnmarshalTypeError
-		value  base64.CorruptInputError
-	)
-	switch {
-	case errors.As(err, &syntax), errors.As(err, &shape), errors.As(err, &value):
-		return s.failed(source.Damaged, err)
-	case errors.Is(err, io.EOF):
-		err = io.ErrUnexpectedEOF
 	}
 	return s.failed(source.Unreachable, err)
 }
 
-func (s *stream) failed(reason source.Reason, err error) error {
-	return s.client.failed(s.ctx, reason, "listing keys", err)
-}
-
-// Close implements source.Stream.
-func (s *stream) Close() error {
-	s.closing.Do(func() {
-		s.stop()
-		if s.resp != nil {
-			_ = s.resp.Body.Close() // what was read was checked
-		}
-		s.client.close()
-	})
-	return nil
-}
-
-// ended is why nothing more can be asked; nil while it can.
-func (s *stream) ended() error {
-	if s.ctx.Err() == nil {
-		return nil
-	}
-	return fmt.Errorf("asking about the datacenter: %w", context.Cause(s.ctx))
-}
-
 // Info implements source.Stream.
-func (s *stream) Info(ctx context.Context) (*lifeboatv1.SourceInfo, error) {
+func (s *Stream) Info(ctx context.Context) (*lifeboatv1.SourceInfo, error) {
 	switch {
 	case s.info != nil:
 		return s.info, nil
@@ -205,23 +147,23 @@ func (s *stream) Info(ctx context.Context) (*lifeboatv1.SourceInfo, error) {
 		return nil, s.ended()
 	}
 	info := &lifeboatv1.SourceInfo{
-		Identity: map[string]string{"endpoint": s.client.shown},
 		Revision: s.index,
 		Counts:   map[string]int64{"keys": s.keys, "bytes": s.bytes},
 	}
-	var self struct {
-		Config struct{ Datacenter, NodeName, Version string }
-	}
-	switch err := s.client.getJSON(ctx, "/v1/agent/self", "asking the agent who it is", &self); {
-	case ctx.Err() != nil:
+	if err := s.client.describe(ctx, s.token, info); err != nil {
 		return nil, err
-	case err != nil:
-		// The keys are whole without it: agent:read is a right of its own.
-		info.Missing = append(info.Missing, "version, datacenter, node: "+err.Error())
-	default:
-		info.Version = self.Config.Version
-		info.Identity["datacenter"] = self.Config.Datacenter
-		info.Identity["node"] = self.Config.NodeName
+	}
+	if len(s.prefixes) > 0 {
+		info.Identity["prefixes"] = strings.Join(s.prefixes, ",")
+	}
+	// Names stay out: a manifest is not encrypted.
+	if s.odd > 0 {
+		info.Worries = append(info.Worries, fmt.Sprintf("the names of %d keys hold U+FFFD, which Consul's JSON has in place of "+
+			"bytes that are no UTF-8: if those keys were named so, they come back under another name", s.odd))
+	}
+	if s.unclean > 0 {
+		info.Worries = append(info.Worries, fmt.Sprintf("the names of %d keys, as \"a//b\", are changed or refused by `consul kv "+
+			"import`, which stops there; they can be written back in transactions", s.unclean))
 	}
 	s.info = info
 	return info, nil

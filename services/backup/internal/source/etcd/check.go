@@ -20,6 +20,8 @@ type check struct {
 	tail   []byte // the last bytes so far, at most 32: the checksum, if nothing follows
 	length int64
 	found  boltscan.Result
+	// digest is the sha256 of everything, the checksum included; valid once finish has found nothing wrong.
+	digest [sha256.Size]byte
 }
 
 func newCheck() *check {
@@ -61,5 +63,7 @@ func (c *check) finish() error {
 		return fmt.Errorf("reading the database: %w", err)
 	}
 	c.found = found
+	c.sum.Write(c.tail)
+	c.sum.Sum(c.digest[:0])
 	return nil
 }

@@ -1,12 +1,12 @@
 package etcd_test
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,11 +23,25 @@ import (
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/etcd"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/sourcetest"
 )
 
 func readAll(t *testing.T, endpoints ...string) ([]byte, *lifeboatv1.SourceInfo) {
 	t.Helper()
 	return readFrom(t, etcd.New(config.Etcd{Endpoints: endpoints}, etcd.Options{}))
+}
+
+func openAt(t *testing.T, endpoints ...string) source.Stream {
+	t.Helper()
+	st, err := etcd.New(config.Etcd{Endpoints: endpoints}, etcd.Options{}).Open(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, st.Close()) })
+	return st
+}
+
+func drain(st source.Stream) error {
+	_, err := io.Copy(io.Discard, st)
+	return err
 }
 
 func readFrom(t *testing.T, src *etcd.Source) ([]byte, *lifeboatv1.SourceInfo) {
@@ -90,6 +104,13 @@ func stop(e *embed.Etcd) {
 	}
 }
 
+func leaderOf(t *testing.T, members []*embed.Etcd) int {
+	t.Helper()
+	leader := slices.IndexFunc(members, func(m *embed.Etcd) bool { return m.Server.Leader() == m.Server.MemberID() })
+	require.NotEqual(t, -1, leader)
+	return leader
+}
+
 // TestChoosesMember takes the members of a real cluster away, one reason at a time.
 func TestChoosesMember(t *testing.T) {
 	members := cluster(t, 3)
@@ -100,13 +121,7 @@ func TestChoosesMember(t *testing.T) {
 	c := dial(t, urls[0])
 	_, err := c.Put(t.Context(), "a", "1")
 	require.NoError(t, err)
-	leader := -1
-	for i, m := range members {
-		if m.Server.Leader() == m.Server.MemberID() {
-			leader = i
-		}
-	}
-	require.NotEqual(t, -1, leader)
+	leader := leaderOf(t, members)
 	id := func(i int) string { return fmt.Sprintf("%x", uint64(members[i].Server.MemberID())) }
 
 	_, info := readAll(t, urls...)
@@ -119,16 +134,31 @@ func TestChoosesMember(t *testing.T) {
 		raise(t, members[leader], uint64(members[follower].Server.MemberID()), etcdserverpb.AlarmType_CORRUPT)
 		_, info := readAll(t, urls[follower], urls[other])
 		assert.Equal(t, id(other), info.GetIdentity()["member_id"])
+		assert.Equal(t, []string{"CORRUPT member " + id(follower)}, info.GetEtcdHealth().GetAlarms())
+		require.Len(t, info.GetWorries(), 2, "the alarm, and that the endpoint was left out")
+		assert.Contains(t, info.GetWorries()[0], id(follower)+" has a CORRUPT alarm")
+		assert.Contains(t, info.GetWorries()[1], urls[follower])
 		_, err = etcd.New(config.Etcd{Endpoints: urls[follower : follower+1]}, etcd.Options{}).Open(t.Context())
 		require.ErrorContains(t, err, "CORRUPT")
-		_, err = c.AlarmDisarm(t.Context(), &clientv3.AlarmMember{})
-		require.NoError(t, err)
+		disarm(t, c)
 	})
-	t.Run("a full cluster is read", func(t *testing.T) {
-		raise(t, members[leader], uint64(members[leader].Server.MemberID()), etcdserverpb.AlarmType_NOSPACE)
-		readAll(t, urls...)
-		_, err = c.AlarmDisarm(t.Context(), &clientv3.AlarmMember{})
-		require.NoError(t, err)
+	t.Run("a member without an alarm is preferred", func(t *testing.T) {
+		for n := range 3 {
+			full := (leader + 1 + n) % 3 // the followers first, the leader last
+			raise(t, members[leader], uint64(members[full].Server.MemberID()), etcdserverpb.AlarmType_NOSPACE)
+			_, info := readAll(t, urls...)
+			assert.Len(t, info.GetEtcdHealth().GetAlarms(), n+1)
+			assert.Len(t, only(info.GetWorries(), "NOSPACE"), n+1)
+			switch read := info.GetIdentity()["member_id"]; n {
+			case 0:
+				assert.Equal(t, id((leader+2)%3), read, "the other follower")
+			case 1:
+				assert.Equal(t, id(leader), read, "the leader, which alone has none")
+			case 2:
+				assert.NotEqual(t, id(leader), read, "all are full, and a follower is preferred again")
+			}
+		}
+		disarm(t, c)
 	})
 	t.Run("a learner is left out", func(t *testing.T) {
 		ports, err := bintest.FreePorts(1)
@@ -150,6 +180,8 @@ func TestChoosesMember(t *testing.T) {
 		require.ErrorContains(t, err, "learner")
 		_, info := readAll(t, clientURL(learner), urls[leader])
 		assert.Equal(t, id(leader), info.GetIdentity()["member_id"])
+		require.Len(t, only(info.GetWorries(), "learner"), 1)
+		assert.Contains(t, only(info.GetWorries(), "learner")[0], clientURL(learner))
 		_, err = c.MemberRemove(t.Context(), added.Member.ID)
 		require.NoError(t, err)
 		stop(learner)
@@ -165,6 +197,8 @@ func TestChoosesMember(t *testing.T) {
 		stop(members[(leader+1)%3])
 		_, info := readAll(t, urls...)
 		assert.NotEqual(t, id((leader+1)%3), info.GetIdentity()["member_id"])
+		require.Len(t, info.GetWorries(), 1)
+		assert.Contains(t, info.GetWorries()[0], urls[(leader+1)%3])
 	})
 	t.Run("no leader, no snapshot", func(t *testing.T) {
 		stop(members[(leader+2)%3])
@@ -176,23 +210,9 @@ func TestChoosesMember(t *testing.T) {
 	})
 }
 
-// raise marks a member through the server itself: no client can.
-func raise(t *testing.T, at *embed.Etcd, id uint64, kind etcdserverpb.AlarmType) {
+// enableAuth makes the users root, who may do everything, and reader, who may do nothing yet.
+func enableAuth(t *testing.T, c *clientv3.Client, password string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	_, err := at.Server.Alarm(ctx, &etcdserverpb.AlarmRequest{
-		Action: etcdserverpb.AlarmRequest_ACTIVATE, MemberID: id, Alarm: kind,
-	})
-	require.NoError(t, err)
-}
-
-// TestAuth reads with a user who may, one who may not, and none, and looks for the password in what is said.
-func TestAuth(t *testing.T) {
-	const password = "c0rrecthorse"
-	srv := start(t)
-	c := dial(t, srv.Address)
-	srv.Put(t, 7, 10)
 	for _, user := range []string{"root", "reader"} {
 		_, err := c.UserAdd(t.Context(), user, password)
 		require.NoError(t, err)
@@ -203,6 +223,21 @@ func TestAuth(t *testing.T) {
 	require.NoError(t, err)
 	_, err = c.AuthEnable(t.Context())
 	require.NoError(t, err)
+}
+
+// cut is the address of a proxy that ends every connection after limit bytes from the server.
+func cut(t *testing.T, address string, limit int64) string {
+	t.Helper()
+	return sourcetest.NewProxy(t, address, limit, sourcetest.Cut).Address
+}
+
+// TestAuth reads with a user who may, one who may not, and none, and looks for the password in what is said.
+func TestAuth(t *testing.T) {
+	const password = "c0rrecthorse"
+	srv := start(t)
+	c := dial(t, srv.Address)
+	srv.Put(t, 7, 10)
+	enableAuth(t, c, password)
 
 	file := filepath.Join(t.TempDir(), "password")
 	require.NoError(t, os.WriteFile(file, []byte(password+"\n"), 0o600))
@@ -220,14 +255,14 @@ func TestAuth(t *testing.T) {
 	for name, src := range map[string]*etcd.Source{
 		"no user": as("", ""), "a wrong password": as("root", wrong), "a user who may not": as("reader", file),
 	} {
-		_, err = src.Open(t.Context())
+		_, err := src.Open(t.Context())
 		var typed *source.Error
 		require.ErrorAs(t, err, &typed, name)
 		assert.Equal(t, source.Denied, typed.Reason, "%s: %v", name, err)
 		assert.NotContains(t, err.Error(), password)
 		assert.NotContains(t, err.Error(), "hunter2")
 	}
-	_, err = as("root", filepath.Join(t.TempDir(), "none")).Open(t.Context())
+	_, err := as("root", filepath.Join(t.TempDir(), "none")).Open(t.Context())
 	var typed *source.Error
 	require.ErrorAs(t, err, &typed)
 	assert.Equal(t, source.Misconfigured, typed.Reason)
@@ -238,11 +273,8 @@ func TestCompactedMeanwhile(t *testing.T) {
 	srv := start(t)
 	c := dial(t, srv.Address)
 	srv.Put(t, 5, 10)
-	st, err := etcd.New(config.Etcd{Endpoints: []string{srv.Address}}, etcd.Options{}).Open(t.Context())
-	require.NoError(t, err)
-	defer st.Close()
-	_, err = io.Copy(io.Discard, st)
-	require.NoError(t, err)
+	st := openAt(t, srv.Address)
+	require.NoError(t, drain(st))
 	put, err := c.Put(t.Context(), "more", "")
 	require.NoError(t, err)
 	_, err = c.Compact(t.Context(), put.Header.Revision)

@@ -11,7 +11,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -43,20 +42,21 @@ func (s *Source) Format() string { return "db" }
 
 // Ping says whether a member answers that could be read.
 func (s *Source) Ping(ctx context.Context) error {
-	members, err := s.members(ctx)
+	members, _, err := s.members(ctx)
 	closeAll(members)
 	return err
 }
 
-// Open starts a snapshot at the fittest member. When that fails it tries the next one.
+// Open starts a snapshot at the fittest member. When that fails it tries the next one. A stream that breaks on its way is
+// not continued at another member: no two members have the same bytes. It takes a new Open, which may choose another.
 func (s *Source) Open(ctx context.Context) (source.Stream, error) {
-	members, err := s.members(ctx)
+	members, v, err := s.members(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var failed []error
 	for i, m := range members {
-		st, err := s.open(ctx, m)
+		st, err := s.open(ctx, m, v)
 		if err == nil {
 			closeAll(members[i+1:])
 			return st, nil
@@ -66,6 +66,7 @@ func (s *Source) Open(ctx context.Context) (source.Stream, error) {
 			closeAll(members[i+1:])
 			return nil, err
 		}
+		v.left(err)
 	}
 	if len(failed) == 1 {
 		return nil, failed[0]
@@ -74,7 +75,7 @@ func (s *Source) Open(ctx context.Context) (source.Stream, error) {
 }
 
 // open starts a snapshot at one member, and owns its client from here on.
-func (s *Source) open(ctx context.Context, m *member) (_ source.Stream, err error) {
+func (s *Source) open(ctx context.Context, m *member, v *survey) (_ source.Stream, err error) {
 	defer func() {
 		if err != nil {
 			m.close()
@@ -85,6 +86,9 @@ func (s *Source) open(ctx context.Context, m *member) (_ source.Stream, err erro
 	readCtx, cancel := context.WithTimeout(ctx, statusTimeout)
 	resp, err := m.client.Get(readCtx, "\x00", clientv3.WithCountOnly())
 	cancel()
+	if n := v.behind(m); err != nil && n > maxBehind && ctx.Err() == nil {
+		return nil, m.unfit(source.Stale, fmt.Errorf("it is %d raft entries behind and did not catch up: %w", n, err))
+	}
 	if err != nil {
 		return nil, m.failed(ctx, "reading the cluster's revision", err)
 	}
@@ -98,24 +102,23 @@ func (s *Source) open(ctx context.Context, m *member) (_ source.Stream, err erro
 		return nil, err
 	}
 	return &stream{
-		ctx: snapCtx, stop: stop, idle: idle, member: m, body: snap.Snapshot, storageVersion: snap.Version,
+		ctx: snapCtx, stop: stop, idle: idle, member: m, survey: v, body: snap.Snapshot, storageVersion: snap.Version,
 		atLeast: resp.Header.GetRevision(), check: newCheck(),
 	}, nil
 }
 
-// dial makes a client with exactly one endpoint: with several, requests of one snapshot would go to different members.
-func (s *Source) dial(ctx context.Context, endpoint string) (*clientv3.Client, error) {
-	tlsConfig, err := s.cfg.TLS.Client()
+// connect makes a client with exactly one endpoint: with several, requests of one snapshot would go to different members.
+func (s *Source) connect(ctx context.Context, endpoint string) (*member, error) {
+	m := &member{endpoint: endpoint, tls: &handshake{}}
+	tlsConfig, err := m.tls.settings(s.cfg.TLS, endpoint)
 	if err != nil {
 		return nil, misconfigured(endpoint, "setting up TLS", err)
 	}
 	cfg := clientv3.Config{
 		Endpoints: []string{endpoint}, TLS: tlsConfig,
 		DialTimeout: statusTimeout, DialKeepAliveTime: 15 * time.Second, DialKeepAliveTimeout: 15 * time.Second,
-		// Left to itself, the client would wait for a member that is down until the time is over, and then say only that.
-		DialOptions:     []grpc.DialOption{grpc.WithChainUnaryInterceptor(failFast)},
 		MaxUnaryRetries: 10, BackoffWaitBetween: 100 * time.Millisecond,
-		Context: ctx, Logger: zap.NewNop(),
+		DialOptions: dialOptions(), Context: ctx, Logger: zap.NewNop(),
 	}
 	if s.cfg.Username != "" {
 		cfg.Username = s.cfg.Username
@@ -123,19 +126,10 @@ func (s *Source) dial(ctx context.Context, endpoint string) (*clientv3.Client, e
 			return nil, misconfigured(endpoint, "reading the password", err)
 		}
 	}
-	client, err := clientv3.New(cfg)
-	if err != nil {
-		return nil, source.Classify(ctx, reasonOf(err), source.Endpoint(endpoint), "connecting", err)
+	if m.client, err = clientv3.New(cfg); err != nil {
+		return nil, m.failed(ctx, "connecting", err)
 	}
-	return client, nil
-}
-
-// failFast has a request to a member that is down fail with the reason.
-func failFast(
-	ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, next grpc.UnaryInvoker,
-	opts ...grpc.CallOption,
-) error {
-	return next(ctx, method, req, reply, conn, append(opts, grpc.WaitForReady(false))...)
+	return m, nil
 }
 
 func misconfigured(endpoint, doing string, err error) error {
@@ -156,6 +150,9 @@ func reasonOf(err error) source.Reason {
 		return source.Denied
 	case codes.DataLoss:
 		return source.Damaged
+	}
+	if reason, ok := tlsReason(err); ok {
+		return reason
 	}
 	return source.Unreachable
 }

@@ -60,7 +60,7 @@ func serve(dir string) error {
 }
 
 // embedded runs a single etcd on random loopback ports.
-func embedded(dir string) (*embed.Etcd, error) {
+func embedded(dir string, change ...func(*embed.Config)) (*embed.Etcd, error) {
 	cfg := embed.NewConfig()
 	cfg.Dir = dir
 	cfg.UnsafeNoFsync = true
@@ -70,6 +70,9 @@ func embedded(dir string) (*embed.Etcd, error) {
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = any, any
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = any, any
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	for _, c := range change {
+		c(cfg)
+	}
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return nil, err
@@ -85,7 +88,9 @@ func embedded(dir string) (*embed.Etcd, error) {
 	}
 }
 
-func clientURL(e *embed.Etcd) string { return "http://" + e.Clients[0].Addr().String() }
+func clientURL(e *embed.Etcd) string {
+	return e.Config().ListenClientUrls[0].Scheme + "://" + e.Clients[0].Addr().String()
+}
 
 func dial(t *testing.T, address string) *clientv3.Client {
 	t.Helper()
@@ -100,10 +105,15 @@ func dial(t *testing.T, address string) *clientv3.Client {
 
 func start(t *testing.T) *sourcetest.Server {
 	t.Helper()
-	e, err := embedded(t.TempDir())
+	return server(t, clientURL(startWith(t, t.TempDir())))
+}
+
+func startWith(t *testing.T, dir string, change ...func(*embed.Config)) *embed.Etcd {
+	t.Helper()
+	e, err := embedded(dir, change...)
 	require.NoError(t, err)
 	t.Cleanup(e.Close)
-	return server(t, clientURL(e))
+	return e
 }
 
 func server(t *testing.T, address string) *sourcetest.Server {
@@ -136,23 +146,28 @@ func server(t *testing.T, address string) *sourcetest.Server {
 // victim runs an etcd in a process of its own.
 func victim(t *testing.T) *sourcetest.Server {
 	t.Helper()
-	dir := t.TempDir()
-	self, err := os.Executable()
-	require.NoError(t, err)
-	p, err := bintest.Start(self, filepath.Join(dir, "log"), []string{childVar + "=" + dir})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, p.Kill()) })
-	var address []byte
-	require.Eventually(t, func() bool {
-		address, err = os.ReadFile(filepath.Join(dir, "url"))
-		return err == nil
-	}, 30*time.Second, 20*time.Millisecond)
-	s := server(t, string(address))
+	address, p := child(t, t.TempDir())
+	s := server(t, address)
 	s.Kill = func(t *testing.T) {
 		t.Helper()
 		require.NoError(t, p.Kill())
 	}
 	return s
+}
+
+func child(tb testing.TB, dir string) (address string, p *bintest.Process) {
+	tb.Helper()
+	self, err := os.Executable()
+	require.NoError(tb, err)
+	p, err = bintest.Start(self, filepath.Join(dir, "log"), []string{childVar + "=" + dir})
+	require.NoError(tb, err)
+	tb.Cleanup(func() { require.NoError(tb, p.Kill()) })
+	require.Eventually(tb, func() bool {
+		url, err := os.ReadFile(filepath.Join(dir, "url"))
+		address = string(url)
+		return err == nil
+	}, 30*time.Second, 20*time.Millisecond)
+	return address, p
 }
 
 // decode reads the newest value of every key with the real library.

@@ -2,11 +2,12 @@ package etcd
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"sync"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -20,6 +21,7 @@ type stream struct {
 	stop           context.CancelFunc
 	idle           *source.Idle
 	member         *member
+	survey         *survey
 	body           io.ReadCloser
 	storageVersion string
 	// atLeast is the cluster's revision before the snapshot was opened.
@@ -72,6 +74,17 @@ func (s *stream) finish() error {
 	return io.EOF
 }
 
+// SizeHint is at most how many bytes will come, as far as can be foreseen: the size of the member's database when it was
+// chosen, which etcd counts anew only every 100 ms, and an eighth and a MiB for what was written since.
+func (s *stream) SizeHint() int64 {
+	size := s.member.status.DbSize
+	return size + size/8 + 1<<20
+}
+
+// Digest is the length and the sha256 of all that Read gave, the checksum at its end included; valid after io.EOF. The
+// stream has hashed all of it anyway.
+func (s *stream) Digest() (bytes int64, sum [sha256.Size]byte) { return s.check.length, s.check.digest }
+
 // Close implements source.Stream.
 func (s *stream) Close() error {
 	s.closing.Do(func() {
@@ -92,6 +105,10 @@ func (s *stream) ended() error {
 	return fmt.Errorf("asking about the snapshot: %w", context.Cause(s.ctx))
 }
 
+// infoTimeout bounds the questions about what was read. To hash the keys of the largest database that etcd recommends, of
+// 8 GiB, takes seconds; whoever needs longer would hold up a snapshot that is whole.
+const infoTimeout = 2 * time.Minute
+
 // Info implements source.Stream. The member is asked at the revision that the data has, so that the answers are about
 // the same keys although the cluster has moved on.
 func (s *stream) Info(ctx context.Context) (*lifeboatv1.SourceInfo, error) {
@@ -107,8 +124,8 @@ func (s *stream) Info(ctx context.Context) (*lifeboatv1.SourceInfo, error) {
 	info := &lifeboatv1.SourceInfo{
 		Version: m.status.Version,
 		Identity: map[string]string{
-			"cluster_id": strconv.FormatUint(m.status.Header.GetClusterId(), 16),
-			"member_id":  strconv.FormatUint(m.status.Header.GetMemberId(), 16),
+			"cluster_id": memberID(m.status.Header.GetClusterId()),
+			"member_id":  memberID(m.id()),
 			"endpoint":   source.Endpoint(m.endpoint),
 		},
 		Revision: found.Revision,
@@ -120,25 +137,66 @@ func (s *stream) Info(ctx context.Context) (*lifeboatv1.SourceInfo, error) {
 	if name := m.name(ctx); name != "" {
 		info.Identity["member_name"] = name
 	}
-	keys, err := m.client.Get(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(found.Revision),
-		clientv3.WithCountOnly(), clientv3.WithSerializable())
-	if err != nil {
-		info.Missing = append(info.Missing, "keys: "+err.Error())
-	} else {
-		info.Counts["keys"] = keys.Count
-	}
-	hash, err := m.client.HashKV(ctx, m.endpoint, found.Revision)
-	if err != nil {
-		info.Missing = append(info.Missing, "hash_kv: "+err.Error())
-	} else {
-		info.HashKv = &lifeboatv1.HashKV{
-			Hash: hash.Hash, Revision: found.Revision, CompactRevision: hash.CompactRevision,
-		}
-	}
+	asked, cancel := context.WithTimeout(ctx, infoTimeout)
+	defer cancel()
+	s.countKeys(asked, info)
+	s.survey.tell(info, m)
+	s.recordHash(asked, info)
 	// Without its counts a snapshot is whole all the same; but whoever canceled wants no half answer.
 	if ctx.Err() != nil {
 		return nil, m.failed(ctx, "asking about the snapshot", ctx.Err())
 	}
 	s.info = info
 	return info, nil
+}
+
+// countKeys asks how many keys live at the revision of the data. The data itself does not tell that in bounded memory: it
+// is a list of revisions, of which several may be of one key, and which ones the first compaction has left is known only
+// after the last page, as pages come in no order. The member counts at exactly that revision, so the answer is about the
+// data and not about the moment of the question.
+func (s *stream) countKeys(ctx context.Context, info *lifeboatv1.SourceInfo) {
+	keys, err := s.member.client.Get(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(info.GetRevision()),
+		clientv3.WithCountOnly(), clientv3.WithSerializable())
+	if err != nil {
+		info.Missing = append(info.Missing, "keys: "+err.Error())
+		return
+	}
+	info.Counts["keys"] = keys.Count
+}
+
+// recordHash asks for the member's hash of the keys, with which a restored copy can be compared.
+func (s *stream) recordHash(ctx context.Context, info *lifeboatv1.SourceInfo) {
+	resp, err := s.hashKV(ctx, info.GetRevision())
+	if err != nil {
+		info.Missing = append(info.Missing, "hash_kv: "+err.Error())
+		info.Worries = append(info.Worries, fmt.Sprintf("the hash of the keys was not recorded, and a drill cannot compare it: %v; "+
+			"if that is so every time, schedule snapshots apart from etcd's compactions", err))
+		return
+	}
+	info.HashKv = &lifeboatv1.HashKV{
+		Hash: resp.Hash, Revision: info.GetRevision(), CompactRevision: resp.CompactRevision,
+	}
+}
+
+// hashKV asks for a hash at a revision that is about what the data holds. etcd hashes what compactions have left, so it is
+// only while the member is compacted up to where the data is. And a member that was compacted up to this very revision, as
+// every quiet cluster is after a while, answers with a hash that it remembers from before that compaction; asked for its
+// newest revision, which then often is the same, it hashes anew (HashByRev in storage/mvcc/hash.go).
+func (s *stream) hashKV(ctx context.Context, revision int64) (*clientv3.HashKVResponse, error) {
+	want := s.check.found.CompactRevision
+	resp, err := s.member.client.HashKV(ctx, s.member.endpoint, revision)
+	if err == nil && want == revision && resp.CompactRevision < want {
+		resp, err = s.member.client.HashKV(ctx, s.member.endpoint, 0)
+		if err == nil && resp.Header.GetRevision() != revision {
+			err = fmt.Errorf("the source went on to revision %d meanwhile", resp.Header.GetRevision())
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	// A member that was never compacted says -1.
+	if max(resp.CompactRevision, 0) != want {
+		return nil, fmt.Errorf("the source was compacted at revision %d meanwhile, and the data at %d", resp.CompactRevision, want)
+	}
+	return resp, nil
 }

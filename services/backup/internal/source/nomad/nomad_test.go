@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -57,13 +58,34 @@ func job(id, namespace string, size int) *api.Job {
 	return j
 }
 
+// pauseScheduler keeps Nomad 1.11 from its own end: it panics (planner.applyPlan) when a job is purged while the plan for
+// it is on its way, and these tests purge right after they register.
+func pauseScheduler(t *testing.T, c *api.Client) {
+	t.Helper()
+	require.Eventually(t, func() bool { // the leader may be known before it has taken over
+		conf, _, err := c.Operator().SchedulerGetConfiguration(nil)
+		if err != nil {
+			return false
+		}
+		conf.SchedulerConfig.PauseEvalBroker = true
+		_, _, err = c.Operator().SchedulerSetConfiguration(conf.SchedulerConfig, nil)
+		return err == nil
+	}, 20*time.Second, 50*time.Millisecond)
+}
+
 func start(t *testing.T) *sourcetest.Server {
 	t.Helper()
 	dir := t.TempDir()
 	n, err := bintest.StartNomad(t.Context(), dir)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, n.Kill()) })
+	t.Cleanup(func() {
+		require.NoError(t, n.Kill())
+		if log, err := os.ReadFile(filepath.Join(dir, "nomad.log")); t.Failed() {
+			t.Logf("%v: %s", err, log[max(0, len(log)-5000):])
+		}
+	})
 	c := dial(t, n.Address)
+	pauseScheduler(t, c)
 	return &sourcetest.Server{
 		Address: n.Address,
 		Reset: func(t *testing.T) {
@@ -94,11 +116,10 @@ func open(address string, idle time.Duration) sourcetest.Opener {
 	return nomad.New(config.Nomad{Address: address}, nomad.Options{Idle: idle, PerPage: 7})
 }
 
-// untar reads all files and checks that they come in order.
+// untar reads all files and checks that their names are fit for a disk.
 func untar(t *testing.T, data []byte) map[string][]byte {
 	t.Helper()
 	files := make(map[string][]byte)
-	var last string
 	tr := tar.NewReader(bytes.NewReader(data))
 	for {
 		h, err := tr.Next()
@@ -108,9 +129,6 @@ func untar(t *testing.T, data []byte) map[string][]byte {
 		require.NoError(t, err)
 		require.NotContains(t, files, h.Name)
 		require.True(t, filepath.IsLocal(h.Name), h.Name)
-		dir, prev := path.Dir(path.Dir(h.Name)), path.Dir(path.Dir(last))
-		require.False(t, dir == prev && h.Name < last, "%s after %s", h.Name, last)
-		last = h.Name
 		files[h.Name], err = io.ReadAll(tr)
 		require.NoError(t, err)
 	}
@@ -137,6 +155,7 @@ func TestConformance(t *testing.T) {
 	})
 	t.Run("nomad job run takes it", func(t *testing.T) { testRun(t, srv) })
 	t.Run("jobs change while they are read", func(t *testing.T) { testPurged(t, srv) })
+	t.Run("memory", func(t *testing.T) { testMemory(t, srv) })
 	t.Run("denied", func(t *testing.T) { testDenied(t, srv) })
 	t.Run("no address", func(t *testing.T) { testNoAddress(t, srv) })
 }
@@ -197,7 +216,7 @@ func testRun(t *testing.T, srv *sourcetest.Server) {
 
 	before, info := readAll(t, srv.Address)
 	files := untar(t, before)
-	assert.Equal(t, map[string]int64{"jobs": 4, "namespaces": 2, "submissions": 1}, info.GetCounts())
+	assert.Subset(t, info.GetCounts(), map[string]int64{"jobs": 4, "namespaces": 2, "submissions": 1, "versions": 4})
 	assert.Equal(t, original, string(files["jobs/apps/with%2Fslash/job.nomad.hcl"]))
 	assert.Contains(t, files, "jobs/apps/with%2Fslash/submission.json")
 	assert.Contains(t, files, "jobs/default/"+url.PathEscape(`odd"id"&%üé+?#/../x//y`)+"/job.json")
@@ -223,7 +242,7 @@ func testRun(t *testing.T, srv *sourcetest.Server) {
 	restored := untar(t, after)
 	for name, b := range files {
 		if path.Base(name) == "job.json" {
-			assert.JSONEq(t, string(b), string(restored[name]), name)
+			assert.Equal(t, string(b), string(restored[name]), name)
 		}
 	}
 }
@@ -313,11 +332,42 @@ func testDenied(t *testing.T, srv *sourcetest.Server) {
 	assert.Len(t, decode(t, data), 2)
 	info, err := st.Info(t.Context())
 	require.NoError(t, err)
-	require.Len(t, info.GetMissing(), 4)
-	for i, what := range []string{"job default/item-1", "submission of job default/item-2", "namespaces", "version"} {
-		assert.Contains(t, info.GetMissing()[i], what)
-		assert.Contains(t, info.GetMissing()[i], "403")
+	assert.Equal(t, []string{
+		`job default/item-1: denied (403); the token needs namespace "*" { policy = "read" }`,
+		`submission of job default/item-2: denied (403); the token needs namespace "*" { policy = "read" }`,
+		`all of namespaces: denied (403); the token needs namespace "*" { policy = "read" }`,
+		`version, region, server: denied (403); the token needs agent { policy = "read" }`,
+	}, info.GetMissing())
+}
+
+// testMemory reads far more than it may hold.
+func testMemory(t *testing.T, srv *sourcetest.Server) {
+	t.Helper()
+	srv.Reset(t)
+	srv.Put(t, 100, 400<<10)
+	st, err := open(srv.Address, 0).Open(t.Context())
+	require.NoError(t, err)
+	defer st.Close()
+	heap := func() uint64 {
+		var stats runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
 	}
+	before := heap()
+	var most, total uint64
+	buf := make([]byte, 256<<10)
+	for {
+		n, err := io.ReadFull(st, buf)
+		total += uint64(n)
+		if err != nil {
+			require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+			break
+		}
+		most = max(most, heap())
+	}
+	require.Greater(t, total, uint64(75<<20), "each job and its version")
+	assert.Less(t, most-min(most, before), uint64(12<<20), "a few copies of one job")
 }
 
 // testNoAddress has a job that Nomad accepts and then redirects to another path. It cannot be purged either, so this

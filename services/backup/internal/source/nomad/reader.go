@@ -4,49 +4,58 @@ import (
 	"archive/tar"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
-	"net/url"
 	"slices"
-	"strconv"
-	"strings"
-	"time"
 
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
 )
 
-// reader writes what a region holds into a tar: one job in memory at a time, and the names of all.
+// reader writes what a region holds into a tar: one job with its versions in memory at a time, and the names of all.
 type reader struct {
 	client  *client
 	idle    *source.Idle
 	perPage int32
+	wanted  []string // namespaces, sorted; nil for all
 
-	jobs    []jobName
+	token   token
+	jobs    []name
 	index   int64
 	counts  map[string]int64
 	missing []string
+	worries []string
+	denied  []*denied
 }
 
-type jobName struct{ namespace, id string }
+// name is that of something in a namespace.
+type name struct{ namespace, id string }
 
-func (j jobName) String() string { return j.namespace + "/" + j.id }
+func (n name) String() string { return n.namespace + "/" + n.id }
 
-// compare orders jobs as their paths in the archive are ordered, so that the same jobs give the same bytes.
-func (j jobName) compare(other jobName) int {
-	return cmp.Or(cmp.Compare(j.namespace, other.namespace), cmp.Compare(j.id, other.id))
+// compare orders names as their paths in the archive are ordered, so that the same jobs give the same bytes.
+func (n name) compare(other name) int {
+	return cmp.Or(cmp.Compare(n.namespace, other.namespace), cmp.Compare(n.id, other.id))
 }
 
-// runtimeFields are what Nomad adds to a job specification. With them, the job could not be registered again.
-func runtimeFields() []string {
-	return []string{
-		"Status", "StatusDescription", "Stable", "Version", "SubmitTime", "CreateIndex", "ModifyIndex",
-		"JobModifyIndex", "NomadTokenID", "VersionTag",
+// wanted sorts the configured namespaces; nil means all.
+func wanted(namespaces []string) []string {
+	if slices.Contains(namespaces, everything) {
+		return nil
 	}
+	return slices.Compact(slices.Sorted(slices.Values(namespaces)))
+}
+
+// spaces are the namespaces to ask for, one after the other.
+func (r *reader) spaces() []string {
+	if len(r.wanted) == 0 {
+		return []string{api.AllNamespacesNamespace}
+	}
+	return r.wanted
 }
 
 // get asks for path and counts the wait.
@@ -56,44 +65,101 @@ func (r *reader) get(ctx context.Context, path string, q *api.QueryOptions, out 
 	return r.client.query(ctx, path, q, out)
 }
 
-// list reads the names of all jobs. What a job list does not hold cannot be missed later, so no error is forgiven here.
-func (r *reader) list(ctx context.Context) error {
-	r.counts = map[string]int64{"jobs": 0, "namespaces": 0, "submissions": 0}
-	q := &api.QueryOptions{Namespace: api.AllNamespacesNamespace, PerPage: r.perPage}
+// pages asks for a list, page by page, and returns the meta data of the first one.
+func pages[T any](
+	ctx context.Context, r *reader, path string, q api.QueryOptions, each func(T) error,
+) (first *api.QueryMeta, err error) {
+	q.PerPage = r.perPage
 	for {
-		var stubs []struct{ ID, Namespace, ParentID string }
-		meta, err := r.get(ctx, "/v1/jobs", q, &stubs)
+		var page []T
+		meta, err := r.get(ctx, path, &q, &page)
 		if err != nil {
-			return r.client.failed(ctx, "listing jobs", err)
+			return nil, err
 		}
-		if r.index == 0 {
-			r.index = int64(meta.LastIndex) //nolint:gosec // a raft index
-		}
-		for _, s := range stubs {
-			if s.ParentID == "" {
-				r.jobs = append(r.jobs, jobName{s.Namespace, s.ID})
+		first = cmp.Or(first, meta)
+		for _, item := range page {
+			if err := each(item); err != nil {
+				return nil, err
 			}
 		}
 		if meta.NextToken == "" {
-			break
+			return first, nil
 		}
 		q.NextToken = meta.NextToken
 	}
-	slices.SortFunc(r.jobs, jobName.compare)
+}
+
+// list reads who asks and the names of all jobs. What a job list does not hold cannot be missed later, so an error ends
+// the read; only of several configured namespaces may some be denied.
+func (r *reader) list(ctx context.Context) (err error) {
+	r.counts = counters()
+	if r.token, err = r.client.whoami(ctx, r.get); err != nil {
+		return err
+	}
+	type stub struct{ ID, Namespace, ParentID string }
+	var listed int
+	for _, ns := range r.spaces() {
+		meta, lerr := pages(ctx, r, "/v1/jobs", api.QueryOptions{Namespace: ns}, func(s stub) error {
+			if s.ParentID == "" {
+				r.jobs = append(r.jobs, name{s.Namespace, s.ID})
+			}
+			return nil
+		})
+		switch {
+		case statusOf(lerr) == http.StatusForbidden:
+			r.deny("jobs of namespace", ns, needNamespace)
+			err = lerr
+			continue
+		case lerr != nil:
+			return r.client.failed(ctx, "listing jobs", lerr)
+		}
+		listed++
+		if r.index == 0 {
+			r.index = int64(meta.LastIndex) //nolint:gosec // a raft index
+		}
+	}
+	if listed == 0 {
+		return r.client.failed(ctx, "listing jobs", fmt.Errorf("%w; the token needs %s", err, needNamespace))
+	}
+	slices.SortFunc(r.jobs, name.compare)
 	r.jobs = slices.Compact(r.jobs)
 	return nil
+}
+
+// counters are all that is counted, so that what there is none of is told as zero.
+func counters() map[string]int64 {
+	counts := make(map[string]int64)
+	for _, what := range []string{"jobs", "submissions", "versions", "version_submissions", "variables", "csi_volumes", "host_volumes"} {
+		counts[what] = 0
+	}
+	for _, k := range slices.Concat(lists(), details()) {
+		counts[k.count] = 0
+	}
+	return counts
 }
 
 // write is the whole archive, in order.
 func (r *reader) write(ctx context.Context, w io.Writer) error {
 	tw := tar.NewWriter(w)
-	for _, name := range r.jobs {
-		if err := r.job(ctx, tw, name); err != nil {
+	for _, job := range r.jobs {
+		if err := r.job(ctx, tw, job); err != nil {
 			return err
 		}
 	}
-	if err := r.namespaces(ctx, tw); err != nil {
-		return err
+	for _, k := range lists() {
+		if err := r.listed(ctx, tw, k); err != nil {
+			return err
+		}
+	}
+	for _, k := range details() {
+		if err := r.detailed(ctx, tw, k); err != nil {
+			return err
+		}
+	}
+	for _, section := range []func(context.Context, *tar.Writer) error{r.variables, r.volumes, r.scheduler} {
+		if err := section(ctx, tw); err != nil {
+			return err
+		}
 	}
 	if err := tw.Close(); err != nil {
 		return fmt.Errorf("ending the archive: %w", err)
@@ -101,160 +167,36 @@ func (r *reader) write(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
-// job writes one job and its submission.
-func (r *reader) job(ctx context.Context, tw *tar.Writer, name jobName) error {
-	var job map[string]json.RawMessage
-	path := "/v1/job/" + url.PathEscape(name.id)
-	q := &api.QueryOptions{Namespace: name.namespace}
-	_, err := r.get(ctx, path, q, &job)
+// scheduler writes the scheduler's configuration in the form that its API takes.
+func (r *reader) scheduler(ctx context.Context, tw *tar.Writer) error {
+	var answer struct{ SchedulerConfig object }
+	_, err := r.get(ctx, "/v1/operator/scheduler/configuration", &api.QueryOptions{}, &answer)
 	switch {
 	case statusOf(err) == http.StatusForbidden:
-		r.miss("job", name, err)
-		return nil
-	case statusOf(err) == http.StatusNotFound:
-		return r.gone(ctx, name, err)
-	case statusOf(err)/100 == 3:
-		// Nomad accepts ".." as an id and then cleans the path that asks for it. No client can read such a job.
-		r.miss("job", name, err)
+		r.deny("scheduler configuration", "", needOperator)
 		return nil
 	case err != nil:
-		return r.client.failed(ctx, "reading job "+name.String(), err)
+		return r.client.failed(ctx, "reading the scheduler configuration", err)
+	case answer.SchedulerConfig == nil:
+		return r.damaged(ctx, "reading the scheduler configuration", errors.New("the answer holds none"))
 	}
-	var version uint64
-	if err := json.Unmarshal(job["Version"], &version); err != nil {
-		return source.Classify(ctx, source.Damaged, r.client.shown, "reading the version of job "+name.String(), err)
-	}
-	for _, field := range runtimeFields() {
-		delete(job, field)
-	}
-	dir := "jobs/" + escape(name.namespace) + "/" + escape(name.id) + "/"
-	if err := add(tw, dir+"job.json", map[string]any{"Job": job}); err != nil {
+	return add(tw, "scheduler_configuration.json", answer.SchedulerConfig.without("CreateIndex", "ModifyIndex"))
+}
+
+func (r *reader) damaged(ctx context.Context, doing string, err error) error {
+	return source.Classify(ctx, source.Damaged, r.client.shown, doing, err)
+}
+
+// broken makes err, unless it is one already, an error that says where and what.
+func (r *reader) broken(ctx context.Context, doing string, err error) error {
+	if _, ok := errors.AsType[*source.Error](err); ok || err == nil {
 		return err
 	}
-	r.counts["jobs"]++
-	return r.submission(ctx, tw, dir, path, name, version)
+	return r.client.failed(ctx, doing, err)
 }
 
-// submission writes what was submitted. A job that came by the API has none.
-func (r *reader) submission(
-	ctx context.Context, tw *tar.Writer, dir, path string, name jobName, version uint64,
-) error {
-	q := &api.QueryOptions{
-		Namespace: name.namespace, Params: map[string]string{"version": strconv.FormatUint(version, 10)},
-	}
-	var raw json.RawMessage
-	_, err := r.get(ctx, path+"/submission", q, &raw)
-	switch {
-	case statusOf(err) == http.StatusNotFound:
-		return nil
-	case statusOf(err) == http.StatusForbidden:
-		r.miss("submission of job", name, err)
-		return nil
-	case err != nil:
-		return r.client.failed(ctx, "reading the submission of job "+name.String(), err)
-	}
-	var sub struct{ Source, Format string }
-	if err := json.Unmarshal(raw, &sub); err != nil {
-		return source.Classify(ctx, source.Damaged, r.client.shown, "reading the submission of job "+name.String(), err)
-	}
-	if sub.Source != "" {
-		file := "job.nomad.hcl"
-		if sub.Format == "json" {
-			file = "job.nomad.json"
-		}
-		if err := addBytes(tw, dir+file, []byte(sub.Source)); err != nil {
-			return err
-		}
-	}
-	if err := addBytes(tw, dir+"submission.json", raw); err != nil {
-		return err
-	}
-	r.counts["submissions"]++
-	return nil
-}
+// miss notes that something could not be read.
+func (r *reader) miss(what, why string) { r.missing = append(r.missing, what+": "+why) }
 
-// gone decides what a 404 for a listed job is: one that was purged meanwhile, or a server that contradicts itself.
-func (r *reader) gone(ctx context.Context, name jobName, notFound error) error {
-	var stubs []struct{ ID, Namespace string }
-	q := &api.QueryOptions{Namespace: name.namespace, Prefix: name.id}
-	if _, err := r.get(ctx, "/v1/jobs", q, &stubs); err != nil {
-		return r.client.failed(ctx, "listing job "+name.String()+" again", err)
-	}
-	for _, s := range stubs {
-		if s.ID == name.id && s.Namespace == name.namespace {
-			return source.Classify(ctx, source.Damaged, r.client.shown, "reading job "+name.String(),
-				fmt.Errorf("it is listed and cannot be read: %w", notFound))
-		}
-	}
-	r.missing = append(r.missing, "job "+name.String()+": purged while the jobs were read")
-	return nil
-}
-
-// namespaces writes every namespace that the token may see.
-func (r *reader) namespaces(ctx context.Context, tw *tar.Writer) error {
-	var all []map[string]json.RawMessage
-	_, err := r.get(ctx, "/v1/namespaces", &api.QueryOptions{}, &all)
-	switch {
-	case statusOf(err) == http.StatusForbidden:
-		r.missing = append(r.missing, "namespaces: "+err.Error())
-		return nil
-	case err != nil:
-		return r.client.failed(ctx, "listing namespaces", err)
-	}
-	names := make([]string, len(all))
-	byName := make(map[string]map[string]json.RawMessage, len(all))
-	for i, ns := range all {
-		if err := json.Unmarshal(ns["Name"], &names[i]); err != nil || names[i] == "" {
-			return source.Classify(ctx, source.Damaged, r.client.shown, "listing namespaces",
-				errors.Join(errors.New("one has no name"), err))
-		}
-		for _, field := range []string{"CreateIndex", "ModifyIndex", "Hash"} {
-			delete(ns, field)
-		}
-		byName[names[i]] = ns
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		if err := add(tw, "namespaces/"+escape(name)+".json", byName[name]); err != nil {
-			return err
-		}
-		r.counts["namespaces"]++
-	}
-	return nil
-}
-
-func (r *reader) miss(what string, name jobName, err error) {
-	r.missing = append(r.missing, what+" "+name.String()+": "+err.Error())
-}
-
-// escape makes one path element of a name. What url.PathEscape leaves alone and a file system does not is escaped too.
-func escape(name string) string {
-	s := url.PathEscape(name)
-	if s == "." || s == ".." {
-		return strings.ReplaceAll(s, ".", "%2E")
-	}
-	return s
-}
-
-func add(tw *tar.Writer, name string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("encoding %s: %w", name, err)
-	}
-	return addBytes(tw, name, append(b, '\n'))
-}
-
-// addBytes adds a file. Its header says nothing of when and by whom, so that the same jobs give the same bytes.
-func addBytes(tw *tar.Writer, name string, b []byte) error {
-	err := tw.WriteHeader(&tar.Header{
-		Typeflag: tar.TypeReg, Name: name, Mode: 0o600, Size: int64(len(b)), ModTime: time.Unix(0, 0),
-		Format: tar.FormatPAX,
-	})
-	if err != nil {
-		return fmt.Errorf("adding %s: %w", name, err)
-	}
-	if _, err := tw.Write(b); err != nil {
-		return fmt.Errorf("adding %s: %w", name, err)
-	}
-	return nil
-}
+// sortedKeys are a map's keys in the order in which they are written.
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/hashicorp/nomad/api"
-
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
 )
@@ -43,6 +41,10 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Index is the raft index of the list of jobs, from Open on. It is a hint: it moves when a job or its summary changes, and
+// not when only a variable does.
+func (s *stream) Index() int64 { return s.reader.index }
+
 // Close implements source.Stream.
 func (s *stream) Close() error {
 	s.closing.Do(func() {
@@ -74,32 +76,13 @@ func (s *stream) Info(ctx context.Context) (*lifeboatv1.SourceInfo, error) {
 		return nil, s.ended()
 	}
 	info := &lifeboatv1.SourceInfo{
-		Identity: map[string]string{"endpoint": s.client.shown},
 		Revision: s.reader.index,
 		Counts:   maps.Clone(s.reader.counts),
-		Missing:  slices.Clone(s.reader.missing),
+		Missing:  s.reader.absent(),
+		Worries:  slices.Clone(s.reader.worries),
 	}
-	var self struct {
-		Config struct {
-			Region  string
-			Version struct{ Version string }
-		} `json:"config"`
-		Member struct{ Name string } `json:"member"`
-	}
-	askCtx, cancel := context.WithTimeout(ctx, infoTimeout)
-	defer cancel()
-	_, err := s.client.query(askCtx, "/v1/agent/self", &api.QueryOptions{}, &self)
-	switch {
-	case ctx.Err() != nil:
-		return nil, s.client.failed(ctx, "asking the agent who it is", ctx.Err())
-	case err != nil:
-		// The jobs are whole without it: agent:read is a right of its own.
-		info.Missing = append(info.Missing, "version, region, server: "+
-			s.client.failed(ctx, "asking the agent who it is", err).Error())
-	default:
-		info.Version = self.Config.Version.Version
-		info.Identity["region"] = self.Config.Region
-		info.Identity["server"] = self.Member.Name
+	if err := s.client.describe(ctx, &s.reader.token, info); err != nil {
+		return nil, err
 	}
 	s.info = info
 	return info, nil

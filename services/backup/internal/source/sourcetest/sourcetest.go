@@ -45,7 +45,7 @@ type Harness struct {
 	Victim func(t *testing.T) *Server
 	// Items is the name of the count that Put adds to.
 	Items string
-	// Decode reads the data with the means of the source's own tools and returns value by item.
+	// Decode reads the data with the means of the source's own tools and returns value by item. RunOpaque takes nil, too.
 	Decode func(t *testing.T, data []byte) map[string]string
 	// Huge is the largest value that the server takes.
 	Huge int
@@ -60,12 +60,17 @@ const promptly = 5 * time.Second
 // Run runs the suite.
 func Run(t *testing.T, h Harness) {
 	t.Helper()
-	for name, test := range map[string]func(*testing.T, Harness){
+	run(t, h, map[string]func(*testing.T, Harness){
 		"empty": testEmpty, "counted": testCounted, "huge": testHuge, "unfinished": testUnfinished,
 		"canceled": testCanceled, "canceled while it waits": testCanceledWaiting, "closed while it waits": testClosedWaiting,
 		"slow reader": testSlowReader, "cut": testCut, "stalled": testStalled, "killed": testKilled,
 		"concurrent writers": testConcurrentWriters, "unreachable": testUnreachable,
-	} {
+	})
+}
+
+func run(t *testing.T, h Harness, tests map[string]func(*testing.T, Harness)) {
+	t.Helper()
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			leaks := goleak.IgnoreCurrent()
 			t.Cleanup(func() { goleak.VerifyNone(t, leaks) })

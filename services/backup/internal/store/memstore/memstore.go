@@ -66,6 +66,28 @@ func (s *Store) Get(_ context.Context, key string) (io.ReadCloser, store.Object,
 	return io.NopCloser(bytes.NewReader(o.data)), describe(key, o), nil
 }
 
+// GetRange implements store.Store.
+func (s *Store) GetRange(ctx context.Context, key string, offset, length int64, etag string) (io.ReadCloser, store.Object, error) {
+	if offset < 0 {
+		return nil, store.Object{}, fmt.Errorf("reading %s: the offset %d is negative", key, offset)
+	}
+	r, o, err := s.Get(ctx, key)
+	if err != nil {
+		return nil, store.Object{}, err
+	}
+	if etag != "" && o.ETag != etag {
+		return nil, store.Object{}, fmt.Errorf("reading %s: %w", key, store.ErrPrecondition)
+	}
+	if length < 0 {
+		length = o.Size
+	}
+	data, err := io.ReadAll(r)
+	if err != nil {
+		return nil, store.Object{}, fmt.Errorf("reading %s: %w", key, err)
+	}
+	return io.NopCloser(io.NewSectionReader(bytes.NewReader(data), offset, length)), o, nil
+}
+
 // Head implements store.Store.
 func (s *Store) Head(_ context.Context, key string) (store.Object, error) {
 	s.mu.Lock()
@@ -102,8 +124,32 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(store.Object) e
 
 // Probe implements store.Store.
 func (*Store) Probe(context.Context, string) (store.Capabilities, error) {
-	return store.Capabilities{ConditionalWrites: true, Endpoint: "memory", Bucket: "memory"}, nil
+	return store.Capabilities{
+		Endpoint: "memory", Bucket: "memory", ConditionalWrites: true, Versioning: "off", ObjectLock: "off", MultipartAbort: true,
+	}, nil
 }
 
 // Ping implements store.Store.
 func (*Store) Ping(context.Context) error { return nil }
+
+// Versions implements store.Store: every object is one version.
+func (s *Store) Versions(ctx context.Context, prefix string, fn func(store.Version) error) error {
+	return s.List(ctx, prefix, func(o store.Object) error { return fn(store.Version{Object: o, Latest: true}) })
+}
+
+// Lock implements store.Store: nothing is locked here.
+func (*Store) Lock(context.Context, store.Version) (store.Lock, error) { return store.Lock{}, nil }
+
+// Remove implements store.Store.
+func (s *Store) Remove(_ context.Context, v store.Version) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.objects, v.Key)
+	return nil
+}
+
+// Uploads implements store.Store: a Put here is one step, so none is ever unfinished.
+func (*Store) Uploads(context.Context, string, func(store.Upload) error) error { return nil }
+
+// Abort implements store.Store.
+func (*Store) Abort(context.Context, store.Upload) error { return nil }

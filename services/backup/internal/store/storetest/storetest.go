@@ -27,6 +27,9 @@ func Run(t *testing.T, s store.Store) {
 	t.Run("a failed reader leaves nothing", func(t *testing.T) { failedReader(t, s) })
 	t.Run("a cancelled put leaves nothing", func(t *testing.T) { cancelled(t, s) })
 	t.Run("list", func(t *testing.T) { list(t, s) })
+	t.Run("ranges", func(t *testing.T) { ranges(t, s) })
+	t.Run("versions and removal", func(t *testing.T) { removal(t, s) })
+	t.Run("uploads", func(t *testing.T) { uploads(t, s) })
 	t.Run("probe and ping", func(t *testing.T) { probe(t, s) })
 }
 

@@ -1,0 +1,73 @@
+package pipeline
+
+import "io"
+
+const (
+	// A buffer is large enough that handing it over costs nothing, and few of them bound the memory.
+	aheadBuffer  = 256 << 10
+	aheadBuffers = 6
+)
+
+// ahead reads a source into buffers in the background.
+type ahead struct {
+	full  chan []byte
+	empty chan []byte
+	quit  chan struct{}
+	err   error // why the source gave no more; valid once full is closed
+}
+
+// readAhead starts reading src; hashed, if not nil, is given everything on the way.
+func readAhead(src io.Reader, hashed io.Writer) *ahead {
+	a := &ahead{
+		full: make(chan []byte, aheadBuffers), empty: make(chan []byte, aheadBuffers), quit: make(chan struct{}),
+	}
+	for range aheadBuffers {
+		a.empty <- make([]byte, aheadBuffer)
+	}
+	go func() {
+		defer close(a.full)
+		for a.err == nil {
+			select {
+			case b := <-a.empty:
+				var n int
+				n, a.err = fill(src, b[:aheadBuffer])
+				if hashed != nil {
+					_, _ = hashed.Write(b[:n]) // a hash never fails
+				}
+				a.full <- b[:n] // never blocks: there are as many places as buffers
+			case <-a.quit:
+				a.err = io.ErrClosedPipe
+			}
+		}
+	}()
+	return a
+}
+
+// fill reads until b is full or the source gives an error. io.ReadFull would turn the end into an error of its own, which a
+// source that was cut gives too.
+func fill(src io.Reader, b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var m int
+		m, err = src.Read(b[n:])
+		n += m
+	}
+	return n, err
+}
+
+// next gives the next bytes, and after the last ones the source's error. They are to be given back with free.
+func (a *ahead) next() ([]byte, error) {
+	b, ok := <-a.full
+	if !ok {
+		return nil, a.err
+	}
+	return b, nil
+}
+
+func (a *ahead) free(b []byte) { a.empty <- b }
+
+// stop waits until the source is no longer read. A source that is waited for must be unblocked by its own context.
+func (a *ahead) stop() {
+	close(a.quit)
+	for range a.full { //nolint:revive // only its end matters
+	}
+}

@@ -1,0 +1,232 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
+)
+
+// part is one stream of a snapshot, from its source into the store: the data itself, or a raft snapshot beside it.
+type part struct {
+	worker      *Worker
+	job         job
+	src         Source
+	last        *lifeboatv1.Manifest // the newest snapshot so far, if any
+	conditional bool
+	further     bool
+
+	data   *lifeboatv1.Data
+	info   *lifeboatv1.SourceInfo
+	chunks *pipeline.Chunks
+	etag   string
+}
+
+// What some streams can say besides.
+type (
+	// indexed knows the raft index of what it will send from the start.
+	indexed interface{ Index() int64 }
+	// sized knows about how many bytes it will send, at most.
+	sized interface{ SizeHint() int64 }
+)
+
+// errUnchanged ends an upload whose data turns out to be what is stored already.
+var errUnchanged = errors.New("the source has not changed")
+
+// take reads the source and stores it, or finds that it has not changed since the newest snapshot, whose data then stands
+// for this one's too.
+//
+// When the source's own index says that nothing changed, the source is read only to compare its digest: an index alone is
+// not to be trusted, for it may come back after a restore. Otherwise it is uploaded, and the digest decides at the end
+// whether the upload is completed.
+func (p *part) take(ctx context.Context) error {
+	prev := p.previous()
+	stream, closeStream, err := p.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { closeStream() }()
+	if i, ok := stream.(indexed); ok && prev != nil && i.Index() == p.lastInfo().GetRevision() {
+		same, err := pipeline.Same(stream, prev.GetRaw())
+		if err != nil {
+			return fmt.Errorf("reading the source: %w", err)
+		}
+		if same {
+			return p.point(ctx, stream, prev)
+		}
+		closeStream()
+		if stream, closeStream, err = p.open(ctx); err != nil {
+			return err
+		}
+	}
+	err = p.upload(ctx, stream, prev)
+	if errors.Is(err, errUnchanged) {
+		return p.point(ctx, stream, prev)
+	}
+	return err
+}
+
+// previous is the newest snapshot's data of the same form, if it can stand for data that has not changed; nil otherwise.
+func (p *part) previous() *lifeboatv1.Data {
+	w := p.worker
+	if p.last == nil || w.Config().Store.ObjectLock.Mode != "" { // each snapshot is to be locked for all its days
+		return nil
+	}
+	d := p.lastData()
+	same := d.GetFormat() == p.src.Format() && d.GetCompression() == pipeline.Compression &&
+		slices.Equal(d.GetRecipients(), w.Config().Encryption.Recipients)
+	if !same {
+		return nil
+	}
+	return d
+}
+
+func (p *part) lastData() *lifeboatv1.Data {
+	if !p.further {
+		return p.last.GetData()
+	}
+	for _, d := range p.last.GetParts() {
+		if d.GetFormat() == p.src.Format() {
+			return d
+		}
+	}
+	return nil
+}
+
+func (p *part) lastInfo() *lifeboatv1.SourceInfo {
+	if !p.further {
+		return p.last.GetSource()
+	}
+	return p.lastData().GetSource()
+}
+
+// open starts the stream. What it returns closes it, and first ends it: a source that is waited for must let go before
+// whoever reads it can end.
+func (p *part) open(ctx context.Context) (source.Stream, func(), error) {
+	reading, stop := context.WithCancelCause(ctx)
+	stream, err := p.src.Open(reading)
+	if err != nil {
+		stop(nil)
+		return nil, nil, fmt.Errorf("opening the source: %w", err)
+	}
+	paced := watchPace(stream, p.job.target.MinKiBPerSecond, p.worker.PaceWindow, stop)
+	var whole source.Stream = paced
+	if d, ok := stream.(pipeline.Digested); ok {
+		whole = digestedPace{paced, d}
+	}
+	return whole, func() {
+		stop(nil)
+		_ = stream.Close() // read to its end, or given up
+		paced.stop()
+	}, nil
+}
+
+// upload streams the source through the pipeline into the store.
+func (p *part) upload(ctx context.Context, stream source.Stream, prev *lifeboatv1.Data) error {
+	w := p.worker
+	recipients := w.Config().Encryption.Recipients
+	keys, err := pipeline.ParseRecipients(recipients)
+	if err != nil {
+		return err
+	}
+	key := w.Catalog.Data(p.job.target.Name, p.job.id, p.src.Format(), len(keys) > 0)
+	cond := store.Condition{}
+	if p.conditional {
+		if cond, err = store.As(w.Objects.Head(ctx, key)); err != nil {
+			return err
+		}
+	}
+	encoded := pipeline.Encode(stream, keys, func(raw *lifeboatv1.Digest) error {
+		if prev != nil && proto.Equal(raw, prev.GetRaw()) {
+			return errUnchanged
+		}
+		return nil
+	})
+	object, err := w.Objects.Put(ctx, key, encoded, p.sizeHint(stream), cond)
+	if errors.Is(err, errUnchanged) {
+		_ = encoded.Close() // nothing reads the source any more
+		return err
+	}
+	if err != nil {
+		_ = stream.Close() // or the encoder would wait for it
+		_ = encoded.Close()
+		return err
+	}
+	_ = encoded.Close() // it has ended
+	if p.info, err = stream.Info(ctx); err != nil {
+		return fmt.Errorf("asking the source about what it sent: %w", err)
+	}
+	p.chunks, p.etag = encoded.Chunks(), object.ETag
+	p.data = &lifeboatv1.Data{
+		Key: key, Format: p.src.Format(), Raw: encoded.Raw(), Stored: encoded.Stored(),
+		Compression: pipeline.Compression, Recipients: recipients,
+	}
+	return nil
+}
+
+// sizeHint is about how many bytes will be stored, at most, for the size of upload parts: S3 takes no more than 10,000.
+func (p *part) sizeHint(stream source.Stream) int64 {
+	if s, ok := stream.(sized); ok {
+		return s.SizeHint()
+	}
+	if p.last == nil {
+		return 0
+	}
+	return 2 * p.lastData().GetStored().GetBytes()
+}
+
+// point lets the earlier data stand for this snapshot's.
+func (p *part) point(ctx context.Context, stream source.Stream, prev *lifeboatv1.Data) (err error) {
+	if p.info, err = stream.Info(ctx); err != nil {
+		return fmt.Errorf("asking the source about what it sent: %w", err)
+	}
+	p.data = proto.CloneOf(prev)
+	p.data.Source = nil
+	if p.data.GetUnchangedSince() == "" {
+		p.data.UnchangedSince = p.last.GetId()
+	}
+	p.chunks = nil
+	return nil
+}
+
+// readBack compares the stored object and adds to what was verified.
+func (p *part) readBack(ctx context.Context, v *lifeboatv1.Verification) error {
+	w := p.worker
+	stored := p.data.GetStored().GetBytes()
+	above := p.job.target.ReadBack.SampleAboveMiB << 20
+	if above == 0 || stored <= above || p.chunks == nil {
+		ids, err := w.identities()
+		if err != nil {
+			return err
+		}
+		method, err := verifyData(ctx, w.Objects, p.data, ids, nil)
+		if err != nil {
+			return err
+		}
+		v.Bytes += stored
+		if method == methodStored && v.GetMethod() == methodDecoded {
+			v.Method = method
+		}
+		return nil
+	}
+	sample, err := p.chunks.Check(ctx, func(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
+		r, _, err := w.Objects.GetRange(ctx, p.data.GetKey(), offset, length, p.etag)
+		return r, err
+	})
+	if err != nil {
+		return err
+	}
+	v.Method = methodSampled
+	v.Bytes += sample.Bytes
+	v.Chunks += sample.Chunks
+	v.ChunksRead += sample.Read
+	return nil
+}

@@ -1,0 +1,60 @@
+package worker
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+)
+
+// restoreCommands are what a person types to restore this snapshot when no Lifeboat is left.
+func restoreCommands(m *lifeboatv1.Manifest) []string {
+	commands := fetchCommands(m, m.GetData())
+	plain := plainName(m, m.GetData())
+	switch m.GetKind() {
+	case lifeboatv1.Kind_KIND_ETCD:
+		commands = append(commands, fmt.Sprintf("etcdutl snapshot restore %s --data-dir DATA_DIR", plain))
+	case lifeboatv1.Kind_KIND_CONSUL:
+		commands = append(commands, fmt.Sprintf("consul kv import @%s", plain))
+	case lifeboatv1.Kind_KIND_NOMAD:
+		commands = append(commands, fmt.Sprintf("tar -xf %s", plain),
+			"for n in namespaces/*.json; do nomad namespace apply -json $n; done",
+			"for j in jobs/*/*/job.json; do nomad job run -json -detach $j; done")
+	case lifeboatv1.Kind_KIND_UNSPECIFIED:
+	}
+	for _, d := range m.GetParts() {
+		commands = append(commands, "# or all of the cluster's raft state at once, instead of the above:")
+		commands = append(commands, fetchCommands(m, d)...)
+		switch m.GetKind() {
+		case lifeboatv1.Kind_KIND_CONSUL:
+			commands = append(commands, "consul snapshot restore "+plainName(m, d))
+		case lifeboatv1.Kind_KIND_NOMAD:
+			commands = append(commands, "nomad operator snapshot restore "+plainName(m, d))
+		case lifeboatv1.Kind_KIND_ETCD, lifeboatv1.Kind_KIND_UNSPECIFIED:
+		}
+	}
+	return commands
+}
+
+func plainName(m *lifeboatv1.Manifest, d *lifeboatv1.Data) string {
+	return m.GetTarget() + "." + d.GetFormat()
+}
+
+// fetchCommands fetch one object, check it, and undo its encryption and compression.
+func fetchCommands(m *lifeboatv1.Manifest, d *lifeboatv1.Data) []string {
+	object, plain := path.Base(d.GetKey()), plainName(m, d)
+	s3 := "aws s3 cp"
+	if e := m.GetStore().GetEndpoint(); strings.HasPrefix(e, "http") {
+		s3 = "aws --endpoint-url " + e + " s3 cp"
+	}
+	decode := fmt.Sprintf("zstd -d %s -o %s", object, plain)
+	if len(d.GetRecipients()) > 0 {
+		decode = fmt.Sprintf("age -d -i IDENTITY_FILE %s | zstd -d -o %s", object, plain)
+	}
+	return []string{
+		fmt.Sprintf("%s s3://%s/%s %s", s3, m.GetStore().GetBucket(), d.GetKey(), object),
+		fmt.Sprintf("echo '%s  %s' | sha256sum -c", d.GetStored().GetSha256(), object),
+		decode,
+	}
+}
