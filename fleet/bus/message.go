@@ -47,6 +47,12 @@ func (e *terminalError) Unwrap() error { return e.err }
 // metric, as "unknown_target".
 func Terminal(reason string, err error) error { return &terminalError{reason, err} }
 
+// IsTerminal says whether an error was marked by Terminal.
+func IsTerminal(err error) bool {
+	_, ok := errors.AsType[*terminalError](err)
+	return ok
+}
+
 // retryError asks for a redelivery after a delay of the handler's choosing.
 type retryError struct {
 	after time.Duration

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -38,6 +39,8 @@ type Options struct {
 	Started func(addr string)
 }
 
+const gcPercent = 30
+
 // A worker heartbeats three times in this, so a busy machine or a short break of the network loses it no job.
 const defaultAckWait = 30 * time.Second
 
@@ -65,6 +68,11 @@ func Command() *cobra.Command {
 				return err
 			}
 			o.ConfigPath, o.HTTPAddr, o.Logger = flags.Config, flags.HTTPAddr, log
+			if os.Getenv("GOGC") == "" {
+				// What a worker holds is mostly the parts of an upload, which live long. Collecting sooner than by default costs
+				// nothing measurable, and a fifth of the memory less.
+				debug.SetGCPercent(gcPercent)
+			}
 			return Run(cmd.Context(), o)
 		},
 	}
@@ -86,14 +94,15 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	first, err := openPlace(ctx, base.Config().Store.ObjectStore)
+	retries := newRetries(base.Registry)
+	first, err := openPlace(ctx, base.Config().Store.ObjectStore, retries)
 	if err != nil {
 		return &service.UsageError{Err: fmt.Errorf("store: %w", err)}
 	}
 	places := []*place{first}
 	var second *worker.Copy
 	if c := base.Config().Store.Copy; c != nil {
-		p, err := openPlace(ctx, *c)
+		p, err := openPlace(ctx, *c, retries)
 		if err != nil {
 			return &service.UsageError{Err: fmt.Errorf("store.copy: %w", err)}
 		}

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
@@ -26,9 +29,15 @@ type place struct {
 	caps store.Capabilities
 }
 
+func newRetries(reg prometheus.Registerer) *prometheus.CounterVec {
+	return promauto.With(reg).NewCounterVec(prometheus.CounterOpts{
+		Name: "lifeboat_store_retries_total", Help: "Requests to a store that were tried again, by bucket and the store's reason.",
+	}, []string{"bucket", "reason"})
+}
+
 // openPlace prepares to use a bucket; it does not talk to the store.
-func openPlace(ctx context.Context, cfg config.ObjectStore) (*place, error) {
-	objects, err := s3.New(ctx, cfg)
+func openPlace(ctx context.Context, cfg config.ObjectStore, retries *prometheus.CounterVec) (*place, error) {
+	objects, err := s3.New(ctx, cfg, s3.OnRetry(func(reason string) { retries.WithLabelValues(cfg.Bucket, reason).Inc() }))
 	if err != nil {
 		return nil, err
 	}

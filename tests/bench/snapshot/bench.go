@@ -40,6 +40,8 @@ type bench struct {
 	stops  []func()
 	rand   *rand.Rand
 	keys   int
+	// stored is the newest snapshot's data.
+	stored *lifeboatv1.Data
 }
 
 func newBench(ctx context.Context, dir, binary string) (_ *bench, err error) {
@@ -184,6 +186,7 @@ func (b *bench) times(ctx context.Context, rounds int, f *figures) error {
 			float64(n>>20)/raw.Seconds(), took.Seconds(), stock.Seconds())
 		raws, snapshots, stocks = append(raws, raw), append(snapshots, took), append(stocks, stock)
 	}
+	fmt.Printf("%d MiB of etcd are %d MiB in S3\n", b.stored.GetRaw().GetBytes()>>20, b.stored.GetStored().GetBytes()>>20)
 	f.RawS, f.SnapshotS, f.StockS = median(raws).Seconds(), median(snapshots).Seconds(), median(stocks).Seconds()
 	f.Ratio, f.Speedup = f.SnapshotS/f.RawS, f.StockS/f.SnapshotS
 	return nil
@@ -295,6 +298,7 @@ func (b *bench) snapshot(ctx context.Context, w *worker) (time.Duration, error) 
 	if err != nil {
 		return 0, err
 	}
+	b.stored = m.GetData()
 	return m.GetUploadedAt().AsTime().Sub(m.GetStartedAt().AsTime()) + m.GetCommittedAt().AsTime().Sub(m.GetVerification().GetAt().AsTime()), nil
 }
 

@@ -7,10 +7,13 @@ import (
 	"strings"
 )
 
-// object is a key and value as Kubernetes keeps them in etcd: nine pods, and then a release of a packaging tool, which is
+// releaseEvery: one object of so many does not compress.
+const releaseEvery = 32
+
+// object is a key and value as Kubernetes keeps them in etcd: pods, and now and then a release of a packaging tool, which is
 // compressed already. All that differs between real ones differs here: names, ids, times, addresses.
 func object(r *rand.Rand, i int) (key, value string) {
-	if i%10 == 9 {
+	if i%releaseEvery == releaseEvery-1 {
 		b := make([]byte, 2500+r.IntN(2000))
 		for j := range b {
 			b[j] = byte(r.Uint32())

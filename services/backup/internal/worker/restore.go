@@ -18,9 +18,7 @@ func restoreCommands(m *lifeboatv1.Manifest) []string {
 	case lifeboatv1.Kind_KIND_CONSUL:
 		commands = append(commands, fmt.Sprintf("consul kv import @%s", plain))
 	case lifeboatv1.Kind_KIND_NOMAD:
-		commands = append(commands, fmt.Sprintf("tar -xf %s", plain),
-			"for n in namespaces/*.json; do nomad namespace apply -json $n; done",
-			"for j in jobs/*/*/job.json; do nomad job run -json -detach $j; done")
+		commands = append(commands, nomadCommands(plain)...)
 	case lifeboatv1.Kind_KIND_UNSPECIFIED:
 	}
 	for _, d := range m.GetParts() {
@@ -35,6 +33,30 @@ func restoreCommands(m *lifeboatv1.Manifest) []string {
 		}
 	}
 	return commands
+}
+
+// nomadCommands unpack the archive and bring everything back in the order in which one thing needs the other. `nomad operator
+// api` ends well even when the server refuses, so its answers are to be read.
+func nomadCommands(plain string) []string {
+	each := func(pattern, command string) string {
+		return fmt.Sprintf("find . -path './%s' | sort | xargs -rI{} %s", pattern, command)
+	}
+	put := func(folder, path string) string {
+		return fmt.Sprintf("find . -path './%s/*.json' | sort | while read -r f; do nomad operator api -X PUT \"%s\" < \"$f\"; done", folder, path)
+	}
+	return []string{
+		fmt.Sprintf("mkdir restore && tar -xf %s -C restore && cd restore", plain),
+		each("namespaces/*.json", "nomad namespace apply -json {}"),
+		each("node_pools/*.json", "nomad node pool apply -json {}"),
+		put("acl/policies", "/v1/acl/policy/$(basename \"$f\" .json)"),
+		put("acl/roles", "/v1/acl/role"),
+		put("acl/auth_methods", "/v1/acl/auth-method"),
+		put("acl/binding_rules", "/v1/acl/binding-rule"),
+		each("variables/*.json", "nomad var put -out=none @{}"),
+		put("volumes/csi", "/v1/volume/csi/$(basename \"$f\" .json)/register"),
+		each("jobs/*/job.json", "nomad job run -json -detach {}"),
+		"nomad operator api -X PUT /v1/operator/scheduler/configuration < scheduler_configuration.json",
+	}
 }
 
 func plainName(m *lifeboatv1.Manifest, d *lifeboatv1.Data) string {
