@@ -38,6 +38,7 @@ type Server struct {
 	Config config.ObjectStore
 
 	addr   string
+	front  *front
 	dir    string
 	space  *space
 	iam    auth.IAMService
@@ -97,8 +98,12 @@ func Start(dir, addr string, opts ...Option) (*Server, error) {
 		AccessKeyIDFile:     config.SecretFile(filepath.Join(dir, "access-key-id")),
 		SecretAccessKeyFile: config.SecretFile(filepath.Join(dir, "secret-access-key")),
 	}
+	behind, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
 	cfg := &embedgw.Config{
-		RootUserAccess: keys[0], RootUserSecret: keys[1], Region: "us-east-1", Ports: []string{addr},
+		RootUserAccess: keys[0], RootUserSecret: keys[1], Region: "us-east-1", Ports: []string{behind},
 		MaxConnections: 4096, MaxRequests: 1024, MultipartMaxParts: 10000, Quiet: true, KeepAlive: true,
 		HealthPath: "/healthz", VirtualDomain: o.virtualDomain,
 	}
@@ -155,8 +160,13 @@ func (s *Server) run(o options, cfg *embedgw.Config) error {
 		cancel()
 		return err
 	}
+	if s.front, err = newFront(s.addr, cfg.Ports[0]); err != nil {
+		cancel()
+		return err
+	}
 	go func() { s.done <- embedgw.RunVersityGW(ctx, be, cfg) }()
 	if err := s.waitUp(); err != nil {
+		s.front.close()
 		cancel()
 		return err
 	}
@@ -200,6 +210,7 @@ func (s *Server) waitUp() error {
 
 // Stop ends the server and waits until it is gone. Its data stays.
 func (s *Server) Stop() error {
+	s.front.close()
 	s.cancel()
 	if err := <-s.done; err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("stopping the S3 server: %w", err)

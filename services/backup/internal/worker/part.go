@@ -28,6 +28,14 @@ type part struct {
 	info   *lifeboatv1.SourceInfo
 	chunks *pipeline.Chunks
 	etag   string
+	// asked is what the source answers about what it sent; close lets go of it.
+	asked chan answer
+	close func()
+}
+
+type answer struct {
+	info *lifeboatv1.SourceInfo
+	err  error
 }
 
 // What some streams can say besides.
@@ -49,29 +57,65 @@ var errUnchanged = errors.New("the source has not changed")
 // whether the upload is completed.
 func (p *part) take(ctx context.Context) error {
 	prev := p.previous()
-	stream, closeStream, err := p.open(ctx)
+	stream, err := p.open(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { closeStream() }()
 	if i, ok := stream.(indexed); ok && prev != nil && i.Index() == p.lastInfo().GetRevision() {
 		same, err := pipeline.Same(stream, prev.GetRaw())
 		if err != nil {
 			return fmt.Errorf("reading the source: %w", err)
 		}
 		if same {
-			return p.point(ctx, stream, prev)
+			p.ask(ctx, stream)
+			p.point(prev)
+			return nil
 		}
-		closeStream()
-		if stream, closeStream, err = p.open(ctx); err != nil {
+		p.end()
+		if stream, err = p.open(ctx); err != nil {
 			return err
 		}
 	}
 	err = p.upload(ctx, stream, prev)
 	if errors.Is(err, errUnchanged) {
-		return p.point(ctx, stream, prev)
+		p.point(prev)
+		return nil
 	}
 	return err
+}
+
+// ask asks the source in the background about what it sent, as soon as that has ended: etcd's hash can be had only until the
+// next compaction, and on a large database it takes a while, in which the upload ends and is read back.
+func (p *part) ask(ctx context.Context, stream source.Stream) {
+	p.asked = make(chan answer, 1)
+	go func() {
+		info, err := stream.Info(ctx)
+		p.asked <- answer{info, err}
+	}()
+}
+
+// told waits for the answer, and lets the source go.
+func (p *part) told() error {
+	a := <-p.asked
+	p.asked <- a // for end
+	p.end()
+	if a.err != nil {
+		return fmt.Errorf("asking the source about what it sent: %w", a.err)
+	}
+	p.info = a.info
+	return nil
+}
+
+// end lets the source go, if it was opened, and waits for what was asked of it.
+func (p *part) end() {
+	if p.close != nil {
+		p.close()
+		p.close = nil
+	}
+	if p.asked != nil {
+		<-p.asked
+		p.asked = nil
+	}
 }
 
 // previous is the newest snapshot's data of the same form, if it can stand for data that has not changed; nil otherwise.
@@ -108,25 +152,25 @@ func (p *part) lastInfo() *lifeboatv1.SourceInfo {
 	return p.lastData().GetSource()
 }
 
-// open starts the stream. What it returns closes it, and first ends it: a source that is waited for must let go before
-// whoever reads it can end.
-func (p *part) open(ctx context.Context) (source.Stream, func(), error) {
+// open starts the stream, until end. Its end first cancels it: a source that is waited for must let go before whoever reads
+// it can end.
+func (p *part) open(ctx context.Context) (source.Stream, error) {
 	reading, stop := context.WithCancelCause(ctx)
 	stream, err := p.src.Open(reading)
 	if err != nil {
 		stop(nil)
-		return nil, nil, fmt.Errorf("opening the source: %w", err)
+		return nil, fmt.Errorf("opening the source: %w", err)
 	}
 	paced := watchPace(stream, p.job.target.MinKiBPerSecond, p.worker.PaceWindow, stop)
-	var whole source.Stream = paced
-	if d, ok := stream.(pipeline.Digested); ok {
-		whole = digestedPace{paced, d}
-	}
-	return whole, func() {
+	p.close = func() {
 		stop(nil)
 		_ = stream.Close() // read to its end, or given up
 		paced.stop()
-	}, nil
+	}
+	if d, ok := stream.(pipeline.Digested); ok {
+		return digestedPace{paced, d}, nil
+	}
+	return paced, nil
 }
 
 // upload streams the source through the pipeline into the store.
@@ -145,6 +189,7 @@ func (p *part) upload(ctx context.Context, stream source.Stream, prev *lifeboatv
 		}
 	}
 	encoded := pipeline.Encode(stream, keys, func(raw *lifeboatv1.Digest) error {
+		p.ask(ctx, stream)
 		if prev != nil && proto.Equal(raw, prev.GetRaw()) {
 			return errUnchanged
 		}
@@ -161,9 +206,6 @@ func (p *part) upload(ctx context.Context, stream source.Stream, prev *lifeboatv
 		return err
 	}
 	_ = encoded.Close() // it has ended
-	if p.info, err = stream.Info(ctx); err != nil {
-		return fmt.Errorf("asking the source about what it sent: %w", err)
-	}
 	p.chunks, p.etag = encoded.Chunks(), object.ETag
 	p.data = &lifeboatv1.Data{
 		Key: key, Format: p.src.Format(), Raw: encoded.Raw(), Stored: encoded.Stored(),
@@ -184,17 +226,13 @@ func (p *part) sizeHint(stream source.Stream) int64 {
 }
 
 // point lets the earlier data stand for this snapshot's.
-func (p *part) point(ctx context.Context, stream source.Stream, prev *lifeboatv1.Data) (err error) {
-	if p.info, err = stream.Info(ctx); err != nil {
-		return fmt.Errorf("asking the source about what it sent: %w", err)
-	}
+func (p *part) point(prev *lifeboatv1.Data) {
 	p.data = proto.CloneOf(prev)
 	p.data.Source = nil
 	if p.data.GetUnchangedSince() == "" {
 		p.data.UnchangedSince = p.last.GetId()
 	}
 	p.chunks = nil
-	return nil
 }
 
 // readBack compares the stored object and adds to what was verified.

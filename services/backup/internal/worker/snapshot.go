@@ -138,6 +138,7 @@ func (w *Worker) prepare(ctx context.Context, j job) (*lifeboatv1.Manifest, erro
 	read := make([]*part, len(sources))
 	for i, src := range sources {
 		read[i] = &part{worker: w, job: j, src: src, last: last, conditional: caps.ConditionalWrites, further: i > 0}
+		defer read[i].end()
 		if err := read[i].take(ctx); err != nil {
 			return nil, err
 		}
@@ -145,6 +146,11 @@ func (w *Worker) prepare(ctx context.Context, j job) (*lifeboatv1.Manifest, erro
 	m.UploadedAt = timestamppb.New(w.Clock())
 	if m.Verification, err = w.readBack(ctx, read); err != nil {
 		return nil, err
+	}
+	for _, p := range read {
+		if err := p.told(); err != nil {
+			return nil, err
+		}
 	}
 	m.Data, m.Source = read[0].data, read[0].info
 	for _, p := range read[1:] {
@@ -186,6 +192,7 @@ func (w *Worker) readBack(ctx context.Context, read []*part) (*lifeboatv1.Verifi
 			w.Logger.ErrorContext(ctx, "the earlier data of an unchanged source is damaged; storing it anew",
 				slog.String("target", p.job.target.Name), slog.String("key", p.data.GetKey()), slog.Any("err", err))
 			p.last = nil
+			p.end()
 			if err = p.take(ctx); err == nil {
 				err = p.readBack(ctx, v)
 			}
