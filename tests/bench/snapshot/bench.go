@@ -170,14 +170,18 @@ func (b *bench) times(ctx context.Context, rounds int, f *figures) error {
 	defer w.stop()
 	var raws, snapshots, stocks []time.Duration
 	for i := range rounds {
+		spent := b.cpu(w)
 		raw, n, err := b.raw(ctx)
 		if err != nil {
 			return err
 		}
+		spent("raw stream")
+		spent = b.cpu(w)
 		took, err := b.snapshot(ctx, w)
 		if err != nil {
 			return err
 		}
+		spent("snapshot, with its read-back")
 		stock, err := b.stock(ctx)
 		if err != nil {
 			return err
@@ -190,6 +194,42 @@ func (b *bench) times(ctx context.Context, rounds int, f *figures) error {
 	f.RawS, f.SnapshotS, f.StockS = median(raws).Seconds(), median(snapshots).Seconds(), median(stocks).Seconds()
 	f.Ratio, f.Speedup = f.SnapshotS/f.RawS, f.StockS/f.SnapshotS
 	return nil
+}
+
+// cpu starts to count the processor time of everybody involved; what it returns prints it.
+func (b *bench) cpu(w *worker) func(what string) {
+	names := []string{"etcd", "worker", "this process (raw reader and S3)"}
+	pids := []int{b.etcd.PID(), w.PID(), os.Getpid()}
+	var before [3]float64
+	for i, pid := range pids {
+		before[i] = cpuSeconds(pid)
+	}
+	return func(what string) {
+		fmt.Printf("  processor time of the %s:", what)
+		for i, pid := range pids {
+			fmt.Printf(" %s %.2f s", names[i], cpuSeconds(pid)-before[i])
+		}
+		fmt.Println()
+	}
+}
+
+// cpuSeconds is a process's user and system time (proc(5): stat, fields 14 and 15, in ticks of 10 ms).
+func cpuSeconds(pid int) float64 {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// The second field is a name in parentheses and may hold blanks.
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	var ticks float64
+	for _, f := range fields[11:13] {
+		n, err := strconv.ParseFloat(f, 64)
+		if err != nil {
+			return 0
+		}
+		ticks += n
+	}
+	return ticks / 100
 }
 
 // raw reads a snapshot to nowhere.

@@ -76,16 +76,18 @@ func (p *part) take(ctx context.Context) error {
 			return err
 		}
 	}
-	err = p.upload(ctx, stream, prev)
-	if errors.Is(err, errUnchanged) {
+	switch err = p.upload(ctx, stream, prev); {
+	case errors.Is(err, errUnchanged):
 		p.point(prev)
-		return nil
+	case err != nil:
+		return err
 	}
-	return err
+	p.ask(ctx, stream)
+	return nil
 }
 
-// ask asks the source in the background about what it sent, as soon as that has ended: etcd's hash can be had only until the
-// next compaction, and on a large database it takes a while, in which the upload ends and is read back.
+// ask asks the source in the background about what it sent, as soon as that is stored: etcd's hash can be had only until the
+// next compaction, and on a large database it takes a while, in which the upload is read back.
 func (p *part) ask(ctx context.Context, stream source.Stream) {
 	p.asked = make(chan answer, 1)
 	go func() {
@@ -189,7 +191,6 @@ func (p *part) upload(ctx context.Context, stream source.Stream, prev *lifeboatv
 		}
 	}
 	encoded := pipeline.Encode(stream, keys, func(raw *lifeboatv1.Digest) error {
-		p.ask(ctx, stream)
 		if prev != nil && proto.Equal(raw, prev.GetRaw()) {
 			return errUnchanged
 		}

@@ -94,7 +94,7 @@ func (s *Source) open(ctx context.Context, m *member, v *survey) (_ source.Strea
 	}
 	snapCtx, stop, idle := source.WatchIdle(ctx, s.opts.Idle)
 	idle.Begin()
-	snap, err := m.client.SnapshotWithVersion(snapCtx)
+	snap, err := receive(snapCtx, m.client.ActiveConnection())
 	idle.End()
 	if err != nil {
 		err = m.failed(snapCtx, "opening a snapshot", err)
@@ -102,7 +102,7 @@ func (s *Source) open(ctx context.Context, m *member, v *survey) (_ source.Strea
 		return nil, err
 	}
 	return &stream{
-		ctx: snapCtx, stop: stop, idle: idle, member: m, survey: v, body: snap.Snapshot, storageVersion: snap.Version,
+		ctx: snapCtx, stop: stop, idle: idle, member: m, survey: v, body: snap, storageVersion: snap.version(),
 		atLeast: resp.Header.GetRevision(), check: newCheck(),
 	}, nil
 }

@@ -22,7 +22,7 @@ type stream struct {
 	idle           *source.Idle
 	member         *member
 	survey         *survey
-	body           io.ReadCloser
+	body           io.Reader
 	storageVersion string
 	// atLeast is the cluster's revision before the snapshot was opened.
 	atLeast int64
@@ -89,9 +89,6 @@ func (s *stream) Digest() (bytes int64, sum [sha256.Size]byte) { return s.check.
 func (s *stream) Close() error {
 	s.closing.Do(func() {
 		s.stop()
-		// Without this the client's goroutine would wait for ever for somebody to take what it received. Its error is
-		// the one that Read gave, or none.
-		_ = s.body.Close()
 		s.member.close()
 	})
 	return nil
