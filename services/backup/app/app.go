@@ -183,4 +183,3 @@ func parseRoles(names []string) ([]config.Work, error) {
 	}
 	return roles, nil
 }
-

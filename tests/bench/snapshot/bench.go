@@ -14,13 +14,12 @@ import (
 	"strings"
 	"time"
 
+	"filippo.io/age"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/encoding/protojson"
-
-	"filippo.io/age"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/s3test"
@@ -29,6 +28,7 @@ import (
 
 // bench is the servers that everything is measured on.
 type bench struct {
+	out    io.Writer
 	dir    string
 	binary string
 	etcd   *bintest.Etcd
@@ -44,15 +44,15 @@ type bench struct {
 	stored *lifeboatv1.Data
 }
 
-func newBench(ctx context.Context, dir, binary string) (_ *bench, err error) {
+func newBench(ctx context.Context, out io.Writer, dir, binary string) (_ *bench, err error) {
 	for _, tool := range []string{"etcdctl", "zstd", "rclone"} {
-		if _, err := bintest.Find(tool); err != nil {
+		if _, err = bintest.Find(tool); err != nil {
 			return nil, fmt.Errorf("%w, or: apt-get install %s", err, tool)
 		}
 	}
-	seed := rand.Uint64()
-	fmt.Printf("data seed %d\n", seed)
-	b := &bench{dir: dir, binary: binary, rand: rand.New(rand.NewPCG(seed, 3))} //nolint:gosec // test data
+	seed := rand.Uint64() //nolint:gosec // test data
+	fmt.Fprintf(out, "data seed %d\n", seed)
+	b := &bench{out: out, dir: dir, binary: binary, rand: rand.New(rand.NewPCG(seed, 3))} //nolint:gosec // test data
 	defer func() {
 		if err != nil {
 			b.stop()
@@ -78,7 +78,7 @@ func newBench(ctx context.Context, dir, binary string) (_ *bench, err error) {
 	if b.js, err = jetstream.New(b.nc); err != nil {
 		return nil, err
 	}
-	if b.s3, err = s3test.Start(b.path("s3"), ""); err != nil {
+	if b.s3, err = s3test.Start(b.path("s3"), ""); err != nil { //nolint:contextcheck // it lives until Stop
 		return nil, err
 	}
 	b.later(func() { _ = b.s3.Stop() })
@@ -90,8 +90,8 @@ func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
 func (b *bench) later(f func()) { b.stops = append(b.stops, f) }
 
 func (b *bench) stop() {
-	for i := len(b.stops) - 1; i >= 0; i-- {
-		b.stops[i]()
+	for _, stop := range slices.Backward(b.stops) {
+		stop()
 	}
 	b.stops = nil
 }
@@ -105,7 +105,7 @@ func (b *bench) fill(ctx context.Context, mib int) error {
 			return fmt.Errorf("asking etcd for its size: %w", err)
 		}
 		if missing := int64(mib)<<20 - st.DbSize; missing <= 0 {
-			fmt.Printf("etcd holds %d keys in %d MiB, filled in %s\n", b.keys, st.DbSize>>20, time.Since(start).Round(time.Millisecond))
+			fmt.Fprintf(b.out, "etcd holds %d keys in %d MiB, filled in %s\n", b.keys, st.DbSize>>20, time.Since(start).Round(time.Millisecond))
 			return nil
 		}
 		for range 20 {
@@ -137,12 +137,12 @@ func (b *bench) memory(ctx context.Context) (float64, error) {
 	}
 	defer w.stop()
 	for range 2 {
-		if _, err := b.snapshot(ctx, w); err != nil {
+		if _, err = b.snapshot(ctx, w); err != nil {
 			return 0, err
 		}
 	}
 	rss, err := peakRSS(w.PID())
-	fmt.Printf("peak memory of the worker: %.1f MiB\n", rss)
+	fmt.Fprintf(b.out, "peak memory of the worker: %.1f MiB\n", rss)
 	return rss, err
 }
 
@@ -186,11 +186,11 @@ func (b *bench) times(ctx context.Context, rounds int, f *figures) error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("round %d: raw %.2f s (%.0f MiB/s), snapshot %.2f s, stock tools %.2f s\n", i+1, raw.Seconds(),
+		fmt.Fprintf(b.out, "round %d: raw %.2f s (%.0f MiB/s), snapshot %.2f s, stock tools %.2f s\n", i+1, raw.Seconds(),
 			float64(n>>20)/raw.Seconds(), took.Seconds(), stock.Seconds())
 		raws, snapshots, stocks = append(raws, raw), append(snapshots, took), append(stocks, stock)
 	}
-	fmt.Printf("%d MiB of etcd are %d MiB in S3\n", b.stored.GetRaw().GetBytes()>>20, b.stored.GetStored().GetBytes()>>20)
+	fmt.Fprintf(b.out, "%d MiB of etcd are %d MiB in S3\n", b.stored.GetRaw().GetBytes()>>20, b.stored.GetStored().GetBytes()>>20)
 	f.RawS, f.SnapshotS, f.StockS = median(raws).Seconds(), median(snapshots).Seconds(), median(stocks).Seconds()
 	f.Ratio, f.Speedup = f.SnapshotS/f.RawS, f.StockS/f.SnapshotS
 	return nil
@@ -205,11 +205,11 @@ func (b *bench) cpu(w *worker) func(what string) {
 		before[i] = cpuSeconds(pid)
 	}
 	return func(what string) {
-		fmt.Printf("  processor time of the %s:", what)
+		fmt.Fprintf(b.out, "  processor time of the %s:", what)
 		for i, pid := range pids {
-			fmt.Printf(" %s %.2f s", names[i], cpuSeconds(pid)-before[i])
+			fmt.Fprintf(b.out, " %s %.2f s", names[i], cpuSeconds(pid)-before[i])
 		}
-		fmt.Println()
+		fmt.Fprintln(b.out)
 	}
 }
 
@@ -275,7 +275,7 @@ func (b *bench) stock(ctx context.Context) (time.Duration, error) {
 		if err != nil {
 			return 0, err
 		}
-		cmd := exec.CommandContext(ctx, path, command[1:]...) //nolint:gosec // fixed commands
+		cmd := exec.CommandContext(ctx, path, command[1:]...)
 		cmd.Env = env
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return 0, fmt.Errorf("%s: %w\n%s", command[0], err, out)
@@ -307,7 +307,7 @@ func (b *bench) startWorker(ctx context.Context, endpoint, source string) (*work
 		"encryption: {recipients: [%s]}\ntargets:\n  - name: %s\n    %s\n", b.nats.URL, s3test.Bucket, endpoint, b.s3.Config.AccessKeyIDFile,
 		b.s3.Config.SecretAccessKeyFile, id.Recipient(), name, source)
 	path := filepath.Join(dir, "lifeboat.yaml")
-	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
+	if err = os.WriteFile(path, []byte(conf), 0o600); err != nil {
 		return nil, err
 	}
 	ports, err := bintest.FreePorts(1)

@@ -28,7 +28,7 @@ func (b *bench) unchanged(ctx context.Context) (int64, error) {
 	}
 	b.later(func() { _ = c.Kill() })
 	for at := 0; at < consulKeys; at += consulTxn {
-		if err := b.putConsul(ctx, c.Address, at, min(consulTxn, consulKeys-at)); err != nil {
+		if err = b.putConsul(ctx, c.Address, at, min(consulTxn, consulKeys-at)); err != nil {
 			return 0, err
 		}
 	}
@@ -55,7 +55,7 @@ func (b *bench) unchanged(ctx context.Context) (int64, error) {
 	if second.GetData().GetUnchangedSince() != first.GetId() {
 		return 0, errors.New("the second snapshot does not point at the first one's data")
 	}
-	fmt.Printf("Consul KV of %d keys: the first snapshot wrote %d bytes, the second one, unchanged, %d\n", consulKeys, wrote, proxy.Sent())
+	fmt.Fprintf(b.out, "Consul KV of %d keys: the first snapshot wrote %d bytes, the second one, unchanged, %d\n", consulKeys, wrote, proxy.Sent())
 	return proxy.Sent(), nil
 }
 
@@ -67,7 +67,7 @@ func (b *bench) putConsul(ctx context.Context, address string, at, n int) error 
 	for i := range ops {
 		v := make([]byte, 100)
 		for j := range v {
-			v[j] = byte(b.rand.Uint32())
+			v[j] = byte(b.rand.UintN(256)) //nolint:gosec // below 256
 		}
 		ops[i] = map[string]set{"KV": {"set", fmt.Sprintf("config/service-%03d/key-%06d", (at+i)%500, at+i), base64.StdEncoding.EncodeToString(v)}}
 	}

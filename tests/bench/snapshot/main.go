@@ -57,7 +57,7 @@ func run(ctx context.Context, size, rounds int, binary, scratch string) error {
 		return fmt.Errorf("making a folder for the data: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	b, err := newBench(ctx, dir, binary)
+	b, err := newBench(ctx, os.Stdout, dir, binary)
 	if err != nil {
 		return err
 	}
@@ -79,10 +79,10 @@ func run(ctx context.Context, size, rounds int, binary, scratch string) error {
 		return a.mib - b.mib
 	})
 	for _, s := range steps {
-		if err := b.fill(ctx, s.mib); err != nil {
+		if err = b.fill(ctx, s.mib); err != nil {
 			return err
 		}
-		if err := s.work(); err != nil {
+		if err = s.work(); err != nil {
 			return err
 		}
 	}

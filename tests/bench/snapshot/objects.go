@@ -20,15 +20,15 @@ func object(r *rand.Rand, i int) (key, value string) {
 	if i%releaseEvery == releaseEvery-1 {
 		b := make([]byte, 2500+r.IntN(2000))
 		for j := range b {
-			b[j] = byte(r.Uint32())
+			b[j] = byte(r.UintN(256)) //nolint:gosec // below 256
 		}
 		return fmt.Sprintf("/registry/secrets/team-%d/release-%08d", i%50, i),
 			`{"kind":"Secret","apiVersion":"v1","metadata":{"name":"release"},"data":{"release":"` + base64.StdEncoding.EncodeToString(b) + `"}}`
 	}
-	return fmt.Sprintf("/registry/pods/team-%d/web-%08d", i%50, i), pod(r, i)
+	return fmt.Sprintf("/registry/pods/team-%d/web-%08d", i%50, i), pod(r)
 }
 
-func pod(r *rand.Rand, i int) string {
+func pod(r *rand.Rand) string {
 	n := r.IntN(apps)
 	app := rand.New(rand.NewPCG(uint64(n), 5)) //nolint:gosec // test data
 	template, owner, image := fmt.Sprintf("%010x", app.Uint64()>>24), uid(app), hash(app)

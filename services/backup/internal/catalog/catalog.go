@@ -139,7 +139,7 @@ func (c *Catalog) List(ctx context.Context, target string) ([]Snapshot, error) {
 // SetMark writes a mark, in place of an earlier one of its kind.
 func (c *Catalog) SetMark(ctx context.Context, m *lifeboatv1.Mark) error {
 	m.Format = Format
-	return c.write(ctx, c.Layout.Mark(m.GetTarget(), m.GetSnapshotId(), m.GetKind()), m, store.Condition{})
+	return c.write(ctx, c.Mark(m.GetTarget(), m.GetSnapshotId(), m.GetKind()), m, store.Condition{})
 }
 
 // Find returns one snapshot: "latest" (or empty), "oldest", or an id.

@@ -68,6 +68,6 @@ func (a *ahead) free(b []byte) { a.empty <- b }
 // stop waits until the source is no longer read. A source that is waited for must be unblocked by its own context.
 func (a *ahead) stop() {
 	close(a.quit)
-	for range a.full { //nolint:revive // only its end matters
+	for range a.full { // only its end matters
 	}
 }

@@ -69,10 +69,10 @@ func (f *fleet) pruneLater(d time.Duration) {
 	require.NoError(f.t, w.Handler(config.WorkPrune)(f.t.Context(), m))
 }
 
-// incompressibleFleet has a worker whose snapshots take several parts to upload, through a proxy.
-func faultyFleet(t *testing.T, opts ...s3test.Option) (*fleet, *s3test.Proxy) {
+// faultyFleet has a worker whose snapshots take several parts to upload, through a proxy.
+func faultyFleet(t *testing.T) (*fleet, *s3test.Proxy) {
 	t.Helper()
-	f := newFleet(t, opts...)
+	f := newFleet(t)
 	proxy := f.behind(s3test.NewProxy(t, f.s3))
 	f.sources = []worker.Source{newScripted("json", incompressible(t, 20<<20))}
 	return f, proxy
@@ -151,7 +151,7 @@ func TestCredentialsThatRotateBetweenTwoSnapshots(t *testing.T) {
 		require.NoError(t, os.WriteFile(id, []byte(user), 0o600))
 		require.NoError(t, os.WriteFile(secret, []byte(key), 0o600))
 	}
-	f.s3.AddUser("monday", "the-key-of-monday")
+	require.NoError(t, f.s3.AddUser("monday", "the-key-of-monday"))
 	write("monday", "the-key-of-monday")
 	cfg := f.s3.Config
 	cfg.AccessKeyIDFile, cfg.SecretAccessKeyFile = config.SecretFile(id), config.SecretFile(secret)
@@ -160,9 +160,9 @@ func TestCredentialsThatRotateBetweenTwoSnapshots(t *testing.T) {
 	f.wrapped = objects
 	f.work()
 	f.snapshot()
-	f.s3.AddUser("tuesday", "the-key-of-tuesday")
+	require.NoError(t, f.s3.AddUser("tuesday", "the-key-of-tuesday"))
 	write("tuesday", "the-key-of-tuesday")
-	f.s3.RemoveUser("monday")
+	require.NoError(t, f.s3.RemoveUser("monday"))
 	f.snapshot()
 	f.settled(2)
 }

@@ -62,9 +62,9 @@ func (p *part) take(ctx context.Context) error {
 		return err
 	}
 	if i, ok := stream.(indexed); ok && prev != nil && i.Index() == p.lastInfo().GetRevision() {
-		same, err := pipeline.Same(stream, prev.GetRaw())
-		if err != nil {
-			return fmt.Errorf("reading the source: %w", err)
+		same, failed := pipeline.Same(stream, prev.GetRaw())
+		if failed != nil {
+			return fmt.Errorf("reading the source: %w", failed)
 		}
 		if same {
 			p.ask(ctx, stream)

@@ -255,7 +255,9 @@ func TestASnapshotThatCrawlsIsGivenUp(t *testing.T) {
 }
 
 // dripping gives one byte every ten milliseconds, for ever.
-type dripping struct{ ctx context.Context }
+type dripping struct {
+	ctx context.Context //nolint:containedctx // an io.Reader is given none
+}
 
 func (d *dripping) Read(p []byte) (int, error) {
 	select {
@@ -314,7 +316,7 @@ func TestASnapshotIsCopiedToTheSecondBucket(t *testing.T) {
 	require.NoError(t, err)
 	got, err := io.ReadAll(r)
 	require.NoError(t, err)
-	assert.Equal(t, export, string(got))
+	assert.Equal(t, []byte(export), got)
 	require.NoError(t, r.Close())
 
 	// Unchanged: the copy's manifest points at the copy's data, and damage there is mended on the way.

@@ -10,7 +10,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -90,15 +89,15 @@ func TestEachRoleNeedsOnlyItsOwnRights(t *testing.T) {
 			}))
 			err := f.objects.Remove(t.Context(), first)
 			if role == config.WorkPrune {
-				assert.NoError(t, err)
+				require.NoError(t, err)
 			} else {
-				assert.ErrorIs(t, err, store.ErrDenied, "only prune may delete")
+				require.ErrorIs(t, err, store.ErrDenied, "only prune may delete")
 			}
 			_, err = f.objects.Put(t.Context(), "p/"+target+"/snapshots/forged/data.json.zst", strings.NewReader("forged"), 6, store.Condition{})
 			if role == config.WorkSnapshot {
-				assert.NoError(t, err)
+				require.NoError(t, err)
 			} else {
-				assert.ErrorIs(t, err, store.ErrDenied, "only snapshot may write data")
+				require.ErrorIs(t, err, store.ErrDenied, "only snapshot may write data")
 			}
 		})
 	}

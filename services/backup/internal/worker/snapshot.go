@@ -139,7 +139,7 @@ func (w *Worker) prepare(ctx context.Context, j job) (*lifeboatv1.Manifest, erro
 	for i, src := range sources {
 		read[i] = &part{worker: w, job: j, src: src, last: last, conditional: caps.ConditionalWrites, further: i > 0}
 		defer read[i].end()
-		if err := read[i].take(ctx); err != nil {
+		if err = read[i].take(ctx); err != nil {
 			return nil, err
 		}
 	}

@@ -80,7 +80,7 @@ func (c *chunk) decode() error {
 			return fmt.Errorf("decoding a message of the snapshot: %w", protowire.ParseError(tag))
 		}
 		b = b[tag:]
-		n := 0
+		var n int
 		switch {
 		case number == fieldBlob && kind == protowire.BytesType:
 			c.blob, n = protowire.ConsumeBytes(b)
