@@ -95,6 +95,13 @@ func (c *checker) objectStore(key string, s ObjectStore) {
 		c.add(key, "access_key_id_file and secret_access_key_file go together")
 	}
 	c.oneOf(key+".sse.type", s.SSE.Type, "s3", "kms")
+	switch s.StorageClass {
+	case "GLACIER", "DEEP_ARCHIVE":
+		c.add(key+".storage_class", "%q cannot be read back at once; use GLACIER_IR, STANDARD_IA or the like", s.StorageClass)
+	default:
+		c.oneOf(key+".storage_class", s.StorageClass, "STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA",
+			"INTELLIGENT_TIERING", "GLACIER_IR", "OUTPOSTS", "SNOW", "EXPRESS_ONEZONE")
+	}
 	if s.SSE.KMSKeyID != "" && s.SSE.Type != "kms" {
 		c.add(key+".sse.kms_key_id", "goes with type: kms")
 	}

@@ -56,7 +56,8 @@ type ObjectStore struct {
 	AccessKeyIDFile     SecretFile `yaml:"access_key_id_file"`
 	SecretAccessKeyFile SecretFile `yaml:"secret_access_key_file"`
 	SSE                 SSE        `yaml:"sse"`
-	// StorageClass of data objects, as STANDARD_IA; the bucket's own when empty. Manifests stay in the bucket's own.
+	// StorageClass of data objects, as STANDARD_IA; the bucket's own when empty. Manifests stay in the bucket's own. Classes that
+	// must be restored before they are read are refused: a snapshot is read back.
 	StorageClass string     `yaml:"storage_class"`
 	ObjectLock   ObjectLock `yaml:"object_lock"`
 	// Accept names what the store may lack although it makes it less safe: Lacks* values.
@@ -109,8 +110,8 @@ type Target struct {
 	RPO time.Duration `yaml:"rpo"`
 	// Timeout is the longest a snapshot may take; 1h when empty. It bounds how long the source holds its read open.
 	Timeout time.Duration `yaml:"timeout"`
-	// MinKiBPerSecond is how much must be read from the source in any one minute, in KiB/s of it; 64 when empty, -1 for no
-	// limit. A snapshot that crawls holds the source's read transaction open, and etcd's database grows meanwhile.
+	// MinKiBPerSecond is how much must be read in any one minute, in KiB/s of what a snapshot holds; -1 is no limit. When empty
+	// it is 64 for etcd, whose database grows while a snapshot that crawls holds a read transaction open, and -1 for the others.
 	MinKiBPerSecond int       `yaml:"min_kib_per_second"`
 	ReadBack        ReadBack  `yaml:"read_back"`
 	Drill           Drill     `yaml:"drill"`
@@ -155,7 +156,7 @@ type Prune struct {
 	// Schedule is a cron line; @daily when there is a retention policy and this is empty.
 	Schedule string `yaml:"schedule"`
 	// OrphanAge is how old data without a manifest, and an upload that was never completed, must be before it is removed; 24h
-	// when empty. It must be longer than a snapshot can take with all its attempts.
+	// when empty, and at least twice the target's timeout. What a running job may still need is never removed, whatever its age.
 	OrphanAge time.Duration `yaml:"orphan_age"`
 }
 
@@ -317,6 +318,7 @@ const (
 	defaultListen      = "127.0.0.1:9095"
 	defaultGiveUpAfter = 24 * time.Hour
 	defaultMinKiB      = 64
+	noPace             = -1
 	defaultShrinkGuard = 40
 	defaultOrphanAge   = 24 * time.Hour
 	defaultRegion      = "us-east-1"
@@ -354,7 +356,10 @@ func (t *Target) setDefaults() {
 		t.Timeout = defaultTimeout
 	}
 	if t.MinKiBPerSecond == 0 {
-		t.MinKiBPerSecond = defaultMinKiB
+		t.MinKiBPerSecond = noPace
+		if t.Etcd != nil {
+			t.MinKiBPerSecond = defaultMinKiB
+		}
 	}
 	if t.Retention.ShrinkGuard == 0 {
 		t.Retention.ShrinkGuard = defaultShrinkGuard

@@ -124,14 +124,14 @@ func Run(ctx context.Context, o Options) error {
 	var checks []service.Check
 	var actors []service.Actor
 	for i, p := range places {
-		answers := p.objects.Ping
+		answers, prepare := p.objects.Ping, p.objects.Ping
 		if slices.Contains(roles, config.WorkSnapshot) {
-			answers = p.usable // the other roles may not write, which the probe has to
+			answers, prepare = p.usable, p.prepare // the other roles may not write, which the probe has to
 		}
 		name := []string{"store", "store copy"}[i]
 		checks = append(checks, service.Check{Name: name, Probe: answers})
 		actors = append(actors, service.Actor{Name: name, Run: func(ctx context.Context) error {
-			base.Until(ctx, name, answers)
+			base.Until(ctx, name, prepare)
 			return nil
 		}})
 	}

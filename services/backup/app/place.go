@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
@@ -24,9 +25,12 @@ type place struct {
 	catalog *catalog.Catalog
 	cfg     config.ObjectStore
 
-	mu   sync.Mutex
-	done bool
-	caps store.Capabilities
+	probing sync.Mutex
+
+	mu    sync.Mutex
+	known bool
+	caps  store.Capabilities
+	err   error // why the store cannot be used yet
 }
 
 func newRetries(reg prometheus.Registerer) *prometheus.CounterVec {
@@ -44,31 +48,54 @@ func openPlace(ctx context.Context, cfg config.ObjectStore, retries *prometheus.
 	return &place{objects: objects, catalog: catalog.New(objects, cfg.Prefix), cfg: cfg}, nil
 }
 
-// capabilities asks the store once what it does. A store that would not be safe is refused, and no retry helps.
+// probeTimeout bounds a probe: some ten requests.
+const probeTimeout = 2 * time.Minute
+
+var errNotProbed = errors.New("the store has not been probed yet")
+
+// capabilities asks the store once what it does. A store that would not be safe is refused, and asked again the next time: its
+// owner may have mended it. The probe does not end with the context of whoever happens to ask first.
 func (p *place) capabilities(ctx context.Context) (store.Capabilities, error) {
+	p.probing.Lock()
+	defer p.probing.Unlock()
+	if p.known {
+		return p.caps, nil
+	}
+	probe, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
+	defer cancel()
+	caps, err := p.objects.Probe(probe, p.cfg.Prefix)
+	if err == nil {
+		if lacks := caps.Unsafe(p.cfg); len(lacks) > 0 {
+			err = bus.Terminal("unsafe_store", fmt.Errorf("bucket %s at %s is not safe to keep snapshots in: %w",
+				caps.Bucket, caps.Endpoint, errors.New(strings.Join(lacks, "; "))))
+		}
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.done {
-		caps, err := p.objects.Probe(ctx, p.cfg.Prefix)
-		if err != nil {
-			return caps, err
-		}
-		p.caps, p.done = caps, true
-	}
-	if lacks := p.caps.Unsafe(p.cfg); len(lacks) > 0 {
-		return p.caps, bus.Terminal("unsafe_store", fmt.Errorf("bucket %s at %s is not safe to keep snapshots in: %w",
-			p.caps.Bucket, p.caps.Endpoint, errors.New(strings.Join(lacks, "; "))))
-	}
-	return p.caps, nil
+	p.caps, p.err, p.known = caps, err, err == nil
+	return caps, err
 }
 
-// usable is the check of a worker that takes snapshots.
-func (p *place) usable(ctx context.Context) error {
+// prepare reaches the store and probes it, for a worker that takes snapshots.
+func (p *place) prepare(ctx context.Context) error {
 	if err := p.objects.Ping(ctx); err != nil {
 		return err
 	}
 	_, err := p.capabilities(ctx)
 	return err
+}
+
+// usable is the check of a worker that takes snapshots: what the last probe said.
+func (p *place) usable(ctx context.Context) error {
+	if err := p.objects.Ping(ctx); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.known && p.err == nil {
+		return errNotProbed
+	}
+	return p.err
 }
 
 // remover is what may delete: nothing but the prune role, whatever the keys of this process would allow.

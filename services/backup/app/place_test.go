@@ -44,3 +44,20 @@ func TestABucketWithoutTheLockThatIsConfiguredIsRefused(t *testing.T) {
 	_, err = p.capabilities(t.Context())
 	require.ErrorContains(t, err, "lock")
 }
+
+// A store that is busy while it is probed has not said that it lacks anything.
+func TestAProbeThatIsInterruptedIsNoAnswer(t *testing.T) {
+	proxy := s3test.NewProxy(t, s3test.New(t))
+	for _, op := range []string{"AbortMultipartUpload", "GetBucketVersioning", "GetObjectLockConfiguration"} {
+		proxy.Handle(s3test.Always(op, s3test.ResetBefore()))
+		p, err := openPlace(t.Context(), proxy.Config, newRetries(prometheus.NewRegistry()))
+		require.NoError(t, err)
+		require.ErrorIs(t, p.usable(t.Context()), errNotProbed)
+		_, err = p.capabilities(t.Context())
+		require.Error(t, err, op)
+		require.False(t, bus.IsTerminal(err), "%s: another attempt is worth it", op)
+		proxy.Handle(nil)
+		require.NoError(t, p.prepare(t.Context()), op)
+		require.NoError(t, p.usable(t.Context()))
+	}
+}

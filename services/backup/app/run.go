@@ -165,7 +165,7 @@ func (w *waiter) wait(ctx context.Context, out io.Writer) error {
 // isOutcome says whether an event ends a job, as against one attempt or one step of it.
 func isOutcome(e *lifeboatv1.Event) bool {
 	switch e.GetVerb() {
-	case "committed", "passed", "held", "failed", "rejected":
+	case "committed", "passed", "checked", "held", "failed", "rejected":
 		return true
 	}
 	return false

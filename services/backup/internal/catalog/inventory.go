@@ -58,6 +58,8 @@ type Inventory struct {
 	folders map[string]*Folder
 	objects map[string]Stored
 	refs    map[string]int
+	// hides: a delete marker hides a manifest.
+	hides bool
 }
 
 // Inventory lists everything below a target's snapshots: their manifests, and with one listing each the versions of all
@@ -105,6 +107,10 @@ func (c *Catalog) Inventory(ctx context.Context, v Versions, target string) (*In
 		for _, o := range f.Objects {
 			inv.objects[o.Key] = o
 		}
+		manifest := inv.Manifest(f.ID)
+		if _, live := manifest.Live(); !live && slices.ContainsFunc(manifest.Versions, func(v store.Version) bool { return !v.Marker }) {
+			inv.hides = true
+		}
 	}
 	return inv, nil
 }
@@ -149,7 +155,12 @@ func (inv *Inventory) Release(s Snapshot) {
 }
 
 // Referenced says whether a snapshot needs the object.
-func (inv *Inventory) Referenced(key string) bool { return inv.refs[key] > 0 }
+//
+// While a snapshot's manifest is hidden by a delete marker, any data may be what it needs: its manifest cannot be read, and
+// somebody may take the marker back.
+func (inv *Inventory) Referenced(key string) bool {
+	return inv.refs[key] > 0 || (inv.hides && inv.isData(key))
+}
 
 // Wrong says what the listing alone shows to be wrong with a snapshot's data, in a few words: an object that is not there,
 // or that is not as long as the manifest says. It is empty for a snapshot that looks whole.

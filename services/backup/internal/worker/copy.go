@@ -31,17 +31,44 @@ type copyError struct{ error }
 
 func (e *copyError) Unwrap() error { return e.error }
 
-// copy brings a committed snapshot into the second bucket: its data, read back there, and then its manifest. What is there
-// already is left.
-func (w *Worker) copy(ctx context.Context, m *lifeboatv1.Manifest) error {
-	c := w.Copy
-	_, err := c.Catalog.Manifest(ctx, m.GetTarget(), m.GetId())
-	if err == nil {
-		return w.copied(ctx, m) // an earlier attempt was interrupted before it could tell
-	}
-	if !errors.Is(err, catalog.ErrNoSnapshot) {
+// copyAll copies a snapshot that was just committed, and first every earlier one that the second bucket lacks: it may have been
+// away, or be new. Only then is it said that the copy passed.
+func (w *Worker) copyAll(ctx context.Context, newest *lifeboatv1.Manifest) error {
+	target := newest.GetTarget()
+	here, err := w.Catalog.IDs(ctx, target)
+	if err != nil {
 		return err
 	}
+	there, err := w.Copy.Catalog.IDs(ctx, target)
+	if err != nil {
+		return err
+	}
+	have := map[string]bool{}
+	for _, id := range there {
+		have[id] = true
+	}
+	for _, id := range here {
+		if have[id] {
+			continue
+		}
+		m, err := w.Catalog.Manifest(ctx, target, id)
+		if errors.Is(err, catalog.ErrNoSnapshot) {
+			continue // retention has deleted it meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		if err := w.copy(ctx, m); err != nil {
+			return fmt.Errorf("copying snapshot %s: %w", id, err)
+		}
+	}
+	return w.copied(ctx, newest)
+}
+
+// copy brings one snapshot into the second bucket: its data, read back there, and then its manifest. What is there already is
+// left.
+func (w *Worker) copy(ctx context.Context, m *lifeboatv1.Manifest) error {
+	c := w.Copy
 	caps, err := c.Capabilities(ctx)
 	if err != nil {
 		return err
@@ -62,15 +89,15 @@ func (w *Worker) copy(ctx context.Context, m *lifeboatv1.Manifest) error {
 	if err := c.Catalog.Commit(ctx, there); err != nil && !errors.Is(err, store.ErrPrecondition) {
 		return err
 	}
-	return w.copied(ctx, m)
+	w.Logger.InfoContext(ctx, "copied a snapshot", slog.String("target", m.GetTarget()), slog.String("snapshot_id", m.GetId()))
+	return nil
 }
 
 func (w *Worker) copied(ctx context.Context, m *lifeboatv1.Manifest) error {
-	w.Logger.InfoContext(ctx, "copied a snapshot", slog.String("target", m.GetTarget()), slog.String("snapshot_id", m.GetId()))
 	w.metrics.ended.WithLabelValues("copy", m.GetTarget(), "passed").Inc()
 	return w.Bus.Emit(ctx, &lifeboatv1.Event{
 		Id: "copy.passed." + m.GetId(), Noun: "copy", Verb: "passed", Target: m.GetTarget(), JobId: m.GetJobId(),
-		SnapshotId: m.GetId(), Message: "snapshot " + m.GetId() + " is in the second bucket too",
+		SnapshotId: m.GetId(), Message: "snapshot " + m.GetId() + " and all before it are in the second bucket too",
 	})
 }
 

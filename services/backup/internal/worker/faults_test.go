@@ -1,7 +1,10 @@
 package worker_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -21,6 +24,7 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/s3test"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store/s3"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/worker"
@@ -212,5 +216,59 @@ func TestGuarantee3AFlippedByteInAStoredObjectIsFoundAnywhere(t *testing.T) {
 		require.Error(t, err, "byte %d of %d", at, len(good))
 	}
 	require.NoError(t, os.WriteFile(path, good, 0o600))
+	f.settled(1)
+}
+
+// A store that ignores conditions cannot keep a worker that was given up for dead from replacing what its successor stored: it must
+// find out by itself, before its upload is complete.
+func TestGuarantee2WithoutConditionalWritesALostClaimEndsTheUpload(t *testing.T) {
+	f := newFleet(t)
+	m := &bus.Message{Subject: bus.JobSubject(config.WorkSnapshot, target), Seq: 1, Stored: time.Now(), Attempt: 1}
+	src := newScripted("json", export)
+	src.reader = func(ctx context.Context, data string) io.Reader {
+		successor := *m
+		successor.Attempt = 2
+		_, err := f.events.Claim(ctx, config.WorkSnapshot, target, &successor)
+		require.NoError(t, err)
+		return strings.NewReader(data)
+	}
+	w := worker.New(worker.Options{
+		Config: f.config.Load, Objects: f.objects, Catalog: f.catalog, Bus: f.connect("first"),
+		NewSource:    func(config.Target) ([]worker.Source, error) { return []worker.Source{src}, nil },
+		Capabilities: func(context.Context) (store.Capabilities, error) { return store.Capabilities{}, nil },
+		Logger:       slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Clock: time.Now,
+	})
+	require.ErrorIs(t, w.Handler(config.WorkSnapshot)(t.Context(), m), bus.ErrClaimLost)
+	require.NoError(t, f.objects.List(t.Context(), "p/"+target+"/", func(o store.Object) error {
+		assert.Fail(t, "something was stored", o.Key)
+		return nil
+	}))
+}
+
+// unanswered stores a manifest and loses the answer, for good.
+type unanswered struct{ *s3.Store }
+
+func (u unanswered) Put(ctx context.Context, key string, r io.Reader, n int64, c store.Condition) (store.Object, error) {
+	o, err := u.Store.Put(ctx, key, r, n, c)
+	if strings.HasSuffix(key, "/manifest.json") && err == nil {
+		err = errors.New("connection reset by peer")
+	}
+	return o, err
+}
+
+// The last attempt does not know whether its manifest was written. It was, so the snapshot is told of, and not called failed.
+func TestASnapshotThatArrivedAfterAllIsNotCalledFailed(t *testing.T) {
+	f := newFleet(t)
+	w := worker.New(worker.Options{
+		Config: f.config.Load, Objects: f.objects, Catalog: catalog.New(unanswered{f.objects}, "p"), Bus: f.events,
+		NewSource:    func(config.Target) ([]worker.Source, error) { return []worker.Source{newScripted("json", export)}, nil },
+		Capabilities: f.probeOnce(), Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Clock: time.Now,
+	})
+	m := &bus.Message{Subject: bus.JobSubject(config.WorkSnapshot, target), Seq: 1, Stored: time.Now(), Attempt: 5}
+	err := w.Handler(config.WorkSnapshot)(t.Context(), m)
+	require.ErrorContains(t, err, "it is not known whether the manifest was written")
+	require.NoError(t, w.OnDead(t.Context(), m, err))
+	assert.Equal(t, m.ID(), f.event("snapshot", "committed", target).GetSnapshotId())
+	assert.Zero(t, f.count("snapshot", "failed"))
 	f.settled(1)
 }

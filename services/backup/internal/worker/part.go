@@ -23,6 +23,8 @@ type part struct {
 	last        *lifeboatv1.Manifest // the newest snapshot so far, if any
 	conditional bool
 	further     bool
+	// confirm says whether this delivery still holds the claim, for a store that cannot keep two workers apart itself.
+	confirm func(context.Context) error
 
 	data   *lifeboatv1.Data
 	info   *lifeboatv1.SourceInfo
@@ -123,7 +125,11 @@ func (p *part) end() {
 // previous is the newest snapshot's data of the same form, if it can stand for data that has not changed; nil otherwise.
 func (p *part) previous() *lifeboatv1.Data {
 	w := p.worker
-	if p.last == nil || w.Config().Store.ObjectLock.Mode != "" { // each snapshot is to be locked for all its days
+	locked := w.Config().Store.ObjectLock.Mode != ""
+	if c := w.Config().Store.Copy; c != nil && c.ObjectLock.Mode != "" {
+		locked = true
+	}
+	if p.last == nil || locked { // each snapshot is to be locked for all its days
 		return nil
 	}
 	d := p.lastData()
@@ -194,7 +200,11 @@ func (p *part) upload(ctx context.Context, stream source.Stream, prev *lifeboatv
 		if prev != nil && proto.Equal(raw, prev.GetRaw()) {
 			return errUnchanged
 		}
-		return nil
+		if p.conditional {
+			return nil
+		}
+		// Nothing but the claim keeps a worker that was given up for dead from replacing what its successor has committed.
+		return p.confirm(ctx)
 	})
 	object, err := w.Objects.Put(ctx, key, encoded, p.sizeHint(stream), cond)
 	if errors.Is(err, errUnchanged) {
@@ -217,7 +227,7 @@ func (p *part) upload(ctx context.Context, stream source.Stream, prev *lifeboatv
 
 // sizeHint is about how many bytes will be stored, at most, for the size of upload parts: S3 takes no more than 10,000.
 func (p *part) sizeHint(stream source.Stream) int64 {
-	if s, ok := stream.(sized); ok {
+	if s, ok := stream.(sized); ok && s.SizeHint() > 0 {
 		return s.SizeHint()
 	}
 	if p.last == nil {

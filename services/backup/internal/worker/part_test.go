@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -151,8 +152,10 @@ func TestRottenDataOfAnUnchangedSourceIsStoredAnew(t *testing.T) {
 	second := f.snapshot()
 	assert.Empty(t, second.GetData().GetUnchangedSince())
 	assert.NotEqual(t, first.GetData().GetKey(), second.GetData().GetKey())
+	assert.Contains(t, f.event("source", "worrying", target).GetMessage(), "data of snapshot "+first.GetId()+" is damaged")
+	assert.True(t, f.snapshots()[0].Damaged(), "it is marked at once")
 	f.publish(config.WorkVerify, target, `{"snapshot": "latest"}`)
-	f.event("verify", "passed", target)
+	assert.Equal(t, "1", f.event("verify", "checked", target).GetAttributes()["checked"], "which says nothing about the others")
 	f.publish(config.WorkVerify, target, "")
 	f.event("verify", "failed", target)
 	all := f.snapshots()
@@ -316,7 +319,7 @@ func TestASnapshotIsCopiedToTheSecondBucket(t *testing.T) {
 	require.NoError(t, err)
 	got, err := io.ReadAll(r)
 	require.NoError(t, err)
-	assert.Equal(t, []byte(export), got)
+	assert.True(t, bytes.Equal([]byte(export), got))
 	require.NoError(t, r.Close())
 
 	// Unchanged: the copy's manifest points at the copy's data, and damage there is mended on the way.
@@ -332,6 +335,22 @@ func TestASnapshotIsCopiedToTheSecondBucket(t *testing.T) {
 	assert.Equal(t, first.GetId(), m.GetData().GetUnchangedSince())
 	_, err = worker.VerifySnapshot(t.Context(), second, m, nil, nil)
 	require.NoError(t, err)
+
+	// What the second bucket missed while it was away comes with the next snapshot, and verify reads both buckets.
+	require.NoError(t, second.Versions(t.Context(), "elsewhere/consul-kv/snapshots/"+first.GetId()+"/manifest.json", func(v store.Version) error {
+		return second.Remove(t.Context(), v)
+	}))
+	src.set("changed", 99)
+	third := f.snapshot()
+	require.Eventually(t, func() bool { return f.event("copy", "passed", target).GetSnapshotId() == third.GetId() }, 10*time.Second, 10*time.Millisecond)
+	ids, err := there.IDs(t.Context(), target)
+	require.NoError(t, err)
+	assert.Equal(t, []string{first.GetId(), unchanged.GetId(), third.GetId()}, ids)
+	f.publish(config.WorkVerify, target, "")
+	assert.Equal(t, "6", f.event("verify", "passed", target).GetAttributes()["checked"])
+	require.NoError(t, os.WriteFile(path, []byte("rotten"), 0o600))
+	f.publish(config.WorkVerify, target, "")
+	assert.Contains(t, f.event("verify", "failed", target).GetMessage(), "in the second bucket, "+first.GetId())
 }
 
 func TestACopyThatFailsIsToldAndTheSnapshotStands(t *testing.T) {

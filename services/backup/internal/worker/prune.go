@@ -21,7 +21,7 @@ import (
 
 const (
 	// The S3 permissions of a prune worker, for the message when one is missing.
-	pruneRights = "s3:ListBucket, s3:ListBucketVersions, s3:ListBucketMultipartUploads, s3:GetObject, s3:GetObjectRetention, " +
+	pruneRights = "s3:ListBucket, s3:ListBucketVersions, s3:ListBucketMultipartUploads, s3:GetObject, s3:GetObjectVersion, s3:GetObjectRetention, " +
 		"s3:GetObjectLegalHold, s3:DeleteObject, s3:DeleteObjectVersion and s3:AbortMultipartUpload"
 	reasonDenied = "denied"
 	// How much one job deletes at most, so that its plan fits into one event. The next job goes on.
@@ -329,8 +329,11 @@ func (w *Worker) pruneEnded(ctx context.Context, p *pruning, message string, beg
 		},
 	}
 	held := p.Plan.Held != "" && p.Plan.Held != retention.NoPolicy
-	if held {
+	switch {
+	case held && p.Plan.Shrunk != "":
 		e.Id, e.Verb, e.SnapshotId = "prune.held."+p.job.id, "held", p.Plan.Shrunk
+	case held: // no snapshot is good
+		e.Id, e.Verb = "prune.failed."+p.job.id, "failed"
 	}
 	if err := w.Bus.Emit(ctx, e); err != nil {
 		return err

@@ -39,7 +39,7 @@ func restoreCommands(m *lifeboatv1.Manifest) []string {
 // api` ends well even when the server refuses, so its answers are to be read.
 func nomadCommands(plain string) []string {
 	each := func(pattern, command string) string {
-		return fmt.Sprintf("find . -path './%s' | sort | xargs -rI{} %s", pattern, command)
+		return fmt.Sprintf("find . -path './%s' | sort | xargs -r -d '\\n' -I{} %s", pattern, command)
 	}
 	put := func(folder, path string) string {
 		return fmt.Sprintf("find . -path './%s/*.json' | sort | while read -r f; do nomad operator api -X PUT \"%s\" < \"$f\"; done", folder, path)
@@ -48,12 +48,14 @@ func nomadCommands(plain string) []string {
 		fmt.Sprintf("mkdir restore && tar -xf %s -C restore && cd restore", plain),
 		each("namespaces/*.json", "nomad namespace apply -json {}"),
 		each("node_pools/*.json", "nomad node pool apply -json {}"),
+		put("quotas", "/v1/quota"),
 		put("acl/policies", "/v1/acl/policy/$(basename \"$f\" .json)"),
 		put("acl/roles", "/v1/acl/role"),
 		put("acl/auth_methods", "/v1/acl/auth-method"),
 		put("acl/binding_rules", "/v1/acl/binding-rule"),
 		each("variables/*.json", "nomad var put -out=none @{}"),
 		put("volumes/csi", "/v1/volume/csi/$(basename \"$f\" .json)/register"),
+		put("volumes/host", "/v1/volume/host/register") + " # set NodeID to a node of the new cluster first",
 		each("jobs/*/job.json", "nomad job run -json -detach {}"),
 		"nomad operator api -X PUT /v1/operator/scheduler/configuration < scheduler_configuration.json",
 	}

@@ -37,7 +37,7 @@ func (w *Worker) snapshot(ctx context.Context, j job) error {
 	m, err := w.Catalog.Manifest(ctx, j.target.Name, j.id)
 	if err == nil {
 		log.InfoContext(ctx, "an earlier attempt has committed this snapshot")
-		return w.conclude(ctx, j, m)
+		return w.conclude(ctx, j, m, false)
 	}
 	if !errors.Is(err, catalog.ErrNoSnapshot) {
 		return err
@@ -49,18 +49,27 @@ func (w *Worker) snapshot(ctx context.Context, j job) error {
 		w.attempt(context.WithoutCancel(ctx), j, "interrupted", err.Error())
 		return err
 	}
-	return w.conclude(ctx, j, m)
+	return w.conclude(ctx, j, m, true)
 }
 
-// conclude does what follows a commit: it tells of it, and copies it.
-func (w *Worker) conclude(ctx context.Context, j job, m *lifeboatv1.Manifest) error {
+// conclude does what follows a commit: it tells of it, and copies it. fresh: this delivery has committed it.
+func (w *Worker) conclude(ctx context.Context, j job, m *lifeboatv1.Manifest, fresh bool) error {
 	if err := w.committed(ctx, j, m); err != nil {
 		return err
+	}
+	if fresh {
+		w.passed(j, m.GetCommittedAt().AsTime().Sub(m.GetStartedAt().AsTime()))
 	}
 	if w.Copy == nil {
 		return nil
 	}
-	if err := w.copy(ctx, m); err != nil {
+	timed, cancel := context.WithTimeoutCause(ctx, j.target.Timeout,
+		fmt.Errorf("the copy took longer than the target's timeout of %s", j.target.Timeout))
+	defer cancel()
+	if err := w.copyAll(timed, m); err != nil {
+		if timed.Err() != nil {
+			err = fmt.Errorf("%w: %w", context.Cause(timed), err)
+		}
 		return &copyError{fmt.Errorf("snapshot %s is committed, and its copy failed: %w", m.GetId(), err)}
 	}
 	return nil
@@ -80,7 +89,7 @@ func (w *Worker) take(ctx context.Context, j job, claim *bus.Claim) (*lifeboatv1
 	timed, cancel := context.WithTimeoutCause(ctx, j.target.Timeout,
 		fmt.Errorf("the snapshot took longer than the target's timeout of %s", j.target.Timeout))
 	defer cancel()
-	m, err := w.prepare(timed, j)
+	m, err := w.prepare(timed, j, claim)
 	if err != nil {
 		if timed.Err() != nil { // whatever failed, failed because of it
 			err = fmt.Errorf("%w: %w", context.Cause(timed), err)
@@ -106,6 +115,33 @@ func (w *Worker) take(ctx context.Context, j job, claim *bus.Claim) (*lifeboatv1
 // errUncertain means that the manifest may or may not have been written.
 var errUncertain = errors.New("committing: it is not known whether the manifest was written")
 
+// uncertainFor is how long a manifest may still arrive after its writer gave up: what a claim's commit window allows.
+const uncertainFor = 20 * time.Second
+
+// arrived looks, after the last attempt, for a manifest of which it is not known whether it was written, and tells of the
+// snapshot if it is there: it exists, and must not be called failed.
+func (w *Worker) arrived(ctx context.Context, msg *bus.Message) (bool, error) {
+	j, err := w.decode(msg)
+	if err != nil {
+		return false, nil // it cannot be looked for, and is told of as failed
+	}
+	timer := time.NewTimer(uncertainFor)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
+	m, err := w.Catalog.Manifest(ctx, j.target.Name, j.id)
+	if errors.Is(err, catalog.ErrNoSnapshot) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, w.committed(ctx, j, m)
+}
+
 // ours returns the manifest that exists, if it is the one that was just written: its answer was lost and the SDK tried
 // again. Another one describes other data under the same key, and must not be called a success.
 func (w *Worker) ours(ctx context.Context, m *lifeboatv1.Manifest) (*lifeboatv1.Manifest, error) {
@@ -120,7 +156,7 @@ func (w *Worker) ours(ctx context.Context, m *lifeboatv1.Manifest) (*lifeboatv1.
 }
 
 // prepare does everything up to the commit point: upload, read back, and the manifest in memory.
-func (w *Worker) prepare(ctx context.Context, j job) (*lifeboatv1.Manifest, error) {
+func (w *Worker) prepare(ctx context.Context, j job, claim *bus.Claim) (*lifeboatv1.Manifest, error) {
 	caps, err := w.Capabilities(ctx)
 	if err != nil {
 		return nil, err
@@ -137,14 +173,17 @@ func (w *Worker) prepare(ctx context.Context, j job) (*lifeboatv1.Manifest, erro
 	last, doubt := w.newest(ctx, j.target.Name)
 	read := make([]*part, len(sources))
 	for i, src := range sources {
-		read[i] = &part{worker: w, job: j, src: src, last: last, conditional: caps.ConditionalWrites, further: i > 0}
+		read[i] = &part{
+			worker: w, job: j, src: src, last: last, conditional: caps.ConditionalWrites, further: i > 0, confirm: claim.Confirm,
+		}
 		defer read[i].end()
 		if err = read[i].take(ctx); err != nil {
 			return nil, err
 		}
 	}
 	m.UploadedAt = timestamppb.New(w.Clock())
-	if m.Verification, err = w.readBack(ctx, read); err != nil {
+	var rot []string
+	if m.Verification, rot, err = w.readBack(ctx, read); err != nil {
 		return nil, err
 	}
 	for _, p := range read {
@@ -158,6 +197,7 @@ func (w *Worker) prepare(ctx context.Context, j job) (*lifeboatv1.Manifest, erro
 		m.Parts = append(m.Parts, p.data)
 	}
 	m.Source.Worries = append(m.Source.Worries, worries(m, last, j.target.Retention.ShrinkGuard)...)
+	m.Source.Worries = append(m.Source.Worries, rot...)
 	if doubt != nil {
 		m.Source.Worries = append(m.Source.Worries, "the snapshot before this one cannot be read: "+doubt.Error())
 	}
@@ -183,14 +223,22 @@ func (w *Worker) newest(ctx context.Context, target string) (*lifeboatv1.Manifes
 
 // readBack compares what is stored with what the sources sent. Without an identity an encrypted object is compared as
 // stored: its bytes are those whose raw digest was taken on the way in.
-func (w *Worker) readBack(ctx context.Context, read []*part) (*lifeboatv1.Verification, error) {
-	v := &lifeboatv1.Verification{Method: methodDecoded}
+//
+// The data of an unchanged source may have rotted since it was stored. Then it is stored anew, the snapshot that shares it is
+// marked as damaged, and what is returned as rot tells people.
+func (w *Worker) readBack(ctx context.Context, read []*part) (v *lifeboatv1.Verification, rot []string, err error) {
+	v = &lifeboatv1.Verification{Method: methodDecoded}
 	for _, p := range read {
-		err := p.readBack(ctx, v)
+		err = p.readBack(ctx, v)
 		if err != nil && p.data.GetUnchangedSince() != "" && isDamage(err) {
-			// The source has not changed, and its data has rotted meanwhile: it is stored anew.
-			w.Logger.ErrorContext(ctx, "the earlier data of an unchanged source is damaged; storing it anew",
-				slog.String("target", p.job.target.Name), slog.String("key", p.data.GetKey()), slog.Any("err", err))
+			rot = append(rot, fmt.Sprintf("the stored data of snapshot %s is damaged, and of every other that shares it; it was stored "+
+				"anew: %v", p.last.GetId(), err))
+			if err = w.Catalog.SetMark(ctx, &lifeboatv1.Mark{
+				Kind: lifeboatv1.Mark_KIND_VERIFIED, Target: p.last.GetTarget(), SnapshotId: p.last.GetId(), By: p.job.id,
+				At: timestamppb.New(w.Clock()), Reason: err.Error(),
+			}); err != nil {
+				return nil, nil, err
+			}
 			p.last = nil
 			p.end()
 			if err = p.take(ctx); err == nil {
@@ -198,11 +246,11 @@ func (w *Worker) readBack(ctx context.Context, read []*part) (*lifeboatv1.Verifi
 			}
 		}
 		if err != nil {
-			return nil, fmt.Errorf("reading back: %w", err)
+			return nil, nil, fmt.Errorf("reading back: %w", err)
 		}
 	}
 	v.At = timestamppb.New(w.Clock())
-	return v, nil
+	return v, rot, nil
 }
 
 // committed tells of a snapshot that exists.
@@ -221,7 +269,6 @@ func (w *Worker) committed(ctx context.Context, j job, m *lifeboatv1.Manifest) e
 	if err := w.tellWorries(ctx, m); err != nil {
 		return err
 	}
-	w.passed(j, took)
 	w.metrics.bytes.WithLabelValues(m.GetTarget(), "raw").Set(float64(m.GetData().GetRaw().GetBytes()))
 	w.metrics.bytes.WithLabelValues(m.GetTarget(), "stored").Set(float64(m.GetData().GetStored().GetBytes()))
 	w.Logger.InfoContext(ctx, "committed a snapshot", slog.String("target", m.GetTarget()),

@@ -21,8 +21,6 @@ const (
 	lockQuestions = 8
 	// The configuration sets the age; no target may ever have none.
 	defaultOrphanAge = 24 * time.Hour
-	// guardOff is a shrink_guard that never trips.
-	guardOff = 100
 )
 
 // Survey is what prune would do to a target in one bucket, and why.
@@ -76,7 +74,13 @@ func survey(ctx context.Context, p place, target config.Target, now time.Time) (
 				inv.Refer(p.catalog.Rebase(p.besides.layout, key))
 			}
 		}
-		policy.ShrinkGuard = guardOff // the first bucket's has let pass
+		for i := range snapshots { // people confirm in the first bucket
+			for _, other := range p.besides.survivors {
+				if other.GetId() == snapshots[i].ID && confirmed(other) {
+					snapshots[i].ShrinkConfirmed = true
+				}
+			}
+		}
 	}
 	decide := func() {
 		s.Plan = retention.Decide(now, zone, policy, snapshots)

@@ -25,61 +25,40 @@ const (
 	methodSampled = "sampled"
 )
 
-// verify reads stored snapshots again: all of the target's, or the one that the job names. What is damaged stays where
-// it is, for a person to look at; a mark beside each snapshot says how its verification ended.
+// verify reads stored snapshots again, in both buckets: all of the target's, or the one that the job names. What is damaged
+// stays where it is, for a person to look at; a mark beside each snapshot says how its verification ended.
 func (w *Worker) verify(ctx context.Context, j job) error {
 	begin := w.Clock()
-	manifests, err := w.selected(ctx, j)
-	if err != nil {
-		return err
-	}
 	ids, err := w.identities()
 	if err != nil {
 		return err
 	}
-	var damaged []string
-	decoded := 0
-	seen := map[string]result{} // snapshots of an unchanged source share their data
-	for _, m := range manifests {
-		key := dataKeys(m)
-		r, ok := seen[key]
-		if !ok {
-			r.method, r.err = VerifySnapshot(ctx, w.Objects, m, ids, nil)
-			seen[key] = r
-		}
-		if r.err != nil && !isDamage(r.err) {
-			return fmt.Errorf("verifying %s: %w", m.GetId(), r.err)
-		}
-		mark := &lifeboatv1.Mark{
-			Kind: lifeboatv1.Mark_KIND_VERIFIED, Target: m.GetTarget(), SnapshotId: m.GetId(), By: j.requestedBy(),
-			At: timestamppb.New(w.Clock()), Reason: r.method, Holds: r.err == nil,
-		}
-		if r.err != nil {
-			mark.Reason = r.err.Error()
-			damaged = append(damaged, fmt.Sprintf("%s: %v", m.GetId(), r.err))
-			w.Logger.ErrorContext(ctx, "a stored snapshot is damaged", slog.String("target", j.target.Name),
-				slog.String("snapshot_id", m.GetId()), slog.Any("err", r.err))
-		}
-		if err = w.Catalog.SetMark(ctx, mark); err != nil {
+	v := &verification{Worker: w, job: j, ids: ids}
+	if err = v.in(ctx, w.Objects, w.Catalog, ""); err != nil {
+		return err
+	}
+	if w.Copy != nil {
+		if err = v.in(ctx, w.Copy.Objects, w.Copy.Catalog, "in the second bucket, "); err != nil {
 			return err
-		}
-		if r.method == methodDecoded {
-			decoded++
 		}
 	}
 	e := &lifeboatv1.Event{
 		Id: "verify.passed." + j.id, Noun: "verify", Verb: "passed", Target: j.target.Name, JobId: j.id, RequestedBy: j.requestedBy(),
-		Message:    fmt.Sprintf("%d stored snapshots read and compared, %d of them decoded", len(manifests), decoded),
-		Attributes: map[string]string{"checked": fmt.Sprint(len(manifests)), "damaged": fmt.Sprint(len(damaged))},
+		Message:    fmt.Sprintf("%d stored snapshots read and compared, %d of them decoded", v.checked, v.decoded),
+		Attributes: map[string]string{"checked": fmt.Sprint(v.checked), "damaged": fmt.Sprint(len(v.damaged))},
 	}
-	if len(damaged) > 0 {
+	switch {
+	case len(v.damaged) > 0:
 		e.Id, e.Verb = "verify.failed."+j.id, "failed"
-		e.Message = fmt.Sprintf("%d of %d stored snapshots are damaged: %s", len(damaged), len(manifests), strings.Join(damaged, "; "))
+		e.Message = fmt.Sprintf("%d of %d stored snapshots are damaged: %s", len(v.damaged), v.checked, strings.Join(v.damaged, "; "))
+	case !all(j.GetSnapshot()):
+		// One good snapshot says nothing about the others, and must not end an alert about them.
+		e.Id, e.Verb = "verify.checked."+j.id, "checked"
 	}
 	if err := w.Bus.Emit(ctx, e); err != nil {
 		return err
 	}
-	if len(damaged) > 0 {
+	if len(v.damaged) > 0 {
 		w.metrics.ended.WithLabelValues(string(j.work), j.target.Name, "failed").Inc()
 		return nil
 	}
@@ -87,26 +66,90 @@ func (w *Worker) verify(ctx context.Context, j job) error {
 	return nil
 }
 
+func all(selector string) bool { return selector == "" || selector == "all" }
+
+// verification is one job's findings.
+type verification struct {
+	*Worker
+	job job
+	ids []age.Identity
+
+	checked, decoded int
+	damaged          []string
+}
+
+// in verifies what one bucket holds.
+func (v *verification) in(ctx context.Context, o Objects, c *catalog.Catalog, where string) error {
+	manifests, err := v.selected(ctx, c)
+	if err != nil {
+		return err
+	}
+	seen := map[string]result{} // snapshots of an unchanged source share their data
+	for _, m := range manifests {
+		key := dataKeys(m)
+		r, ok := seen[key]
+		if !ok {
+			r.method, r.err = VerifySnapshot(ctx, o, m, v.ids, nil)
+			seen[key] = r
+		}
+		if err := v.found(ctx, c, m, r, where); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// found records how one snapshot's verification ended.
+func (v *verification) found(ctx context.Context, c *catalog.Catalog, m *lifeboatv1.Manifest, r result, where string) error {
+	if r.err != nil {
+		if !isDamage(r.err) {
+			return fmt.Errorf("verifying %s: %w", m.GetId(), r.err)
+		}
+		// Retention may have deleted it since the snapshots were listed.
+		if _, err := c.Manifest(ctx, m.GetTarget(), m.GetId()); errors.Is(err, catalog.ErrNoSnapshot) {
+			return nil
+		}
+	}
+	mark := &lifeboatv1.Mark{
+		Kind: lifeboatv1.Mark_KIND_VERIFIED, Target: m.GetTarget(), SnapshotId: m.GetId(), By: v.job.requestedBy(),
+		At: timestamppb.New(v.Clock()), Reason: r.method, Holds: r.err == nil,
+	}
+	v.checked++
+	if r.err != nil {
+		mark.Reason = r.err.Error()
+		v.damaged = append(v.damaged, fmt.Sprintf("%s%s: %v", where, m.GetId(), r.err))
+		v.Logger.ErrorContext(ctx, "a stored snapshot is damaged", slog.String("target", m.GetTarget()),
+			slog.String("snapshot_id", m.GetId()), slog.Any("err", r.err))
+	}
+	if r.method == methodDecoded {
+		v.decoded++
+	}
+	return c.SetMark(ctx, mark)
+}
+
 type result struct {
 	method string
 	err    error
 }
 
-// selected are the manifests that a verification is about.
-func (w *Worker) selected(ctx context.Context, j job) ([]*lifeboatv1.Manifest, error) {
-	if sel := j.GetSnapshot(); sel != "" && sel != "all" {
-		m, err := w.Catalog.Find(ctx, j.target.Name, sel)
+// selected are the manifests of a bucket that the verification is about.
+func (v *verification) selected(ctx context.Context, c *catalog.Catalog) ([]*lifeboatv1.Manifest, error) {
+	if sel := v.job.GetSnapshot(); !all(sel) {
+		m, err := c.Find(ctx, v.job.target.Name, sel)
+		if errors.Is(err, catalog.ErrNoSnapshot) && c != v.Catalog {
+			return nil, nil // not copied yet
+		}
 		if err != nil {
 			return nil, terminalIf(err, catalog.ErrNoSnapshot, "no_snapshot")
 		}
 		return []*lifeboatv1.Manifest{m}, nil
 	}
-	all, err := w.Catalog.List(ctx, j.target.Name)
+	snapshots, err := c.List(ctx, v.job.target.Name)
 	if err != nil {
 		return nil, err
 	}
-	manifests := make([]*lifeboatv1.Manifest, len(all))
-	for i, s := range all {
+	manifests := make([]*lifeboatv1.Manifest, len(snapshots))
+	for i, s := range snapshots {
 		manifests[i] = s.Manifest
 	}
 	return manifests, nil

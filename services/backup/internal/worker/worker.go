@@ -154,6 +154,11 @@ func (w *Worker) Refuse(_ context.Context, m *bus.Message) error {
 
 // OnDead records a job that ended as a dead letter: rejected, or failed after the last attempt.
 func (w *Worker) OnDead(ctx context.Context, m *bus.Message, failed error) error {
+	if errors.Is(failed, errUncertain) {
+		if told, err := w.arrived(ctx, m); told || err != nil {
+			return err
+		}
+	}
 	work, target, _ := bus.ParseJobSubject(m.Subject)
 	e := &lifeboatv1.Event{
 		Id: fmt.Sprintf("%s.failed.%s", work, m.ID()), Noun: string(work), Verb: "failed", Target: target, JobId: m.ID(),

@@ -32,7 +32,7 @@ type rule struct {
 func rules() []rule {
 	return []rule{
 		{alert: "LifeboatSnapshotFailed", severity: "critical", summary: "Snapshot of %s failed", noun: "snapshot", bad: "failed", good: "committed"},
-		{alert: "LifeboatVerifyFailed", severity: "critical", summary: "A stored snapshot of %s does not match its manifest", noun: "verify", bad: "failed", good: "passed"},
+		{alert: "LifeboatVerifyFailed", severity: "critical", summary: "Verification of the stored snapshots of %s failed", noun: "verify", bad: "failed", good: "passed"},
 		{alert: "LifeboatDrillFailed", severity: "warning", summary: "Restore drill of %s failed", noun: "drill", bad: "failed", good: "passed"},
 		{alert: "LifeboatSourceWorrying", severity: "warning", summary: "Something about the source %s should worry somebody", noun: "source", bad: "worrying", good: "well"},
 		{alert: "LifeboatCopyFailed", severity: "critical", summary: "A snapshot of %s is not in the second bucket", noun: "copy", bad: "failed", good: "passed"},

@@ -32,7 +32,13 @@ func (s *Store) Probe(ctx context.Context, prefix string) (store.Capabilities, e
 	caps := store.Capabilities{Endpoint: s.endpoint, Bucket: s.cfg.Bucket}
 	key := strings.TrimPrefix(strings.TrimSuffix(prefix, "/")+"/"+probeKey, "/")
 	// First, because a bucket with object lock needs checksums from then on.
-	caps.Versioning, caps.ObjectLock = s.versioning(ctx), s.objectLock(ctx)
+	var err error
+	if caps.Versioning, err = s.versioning(ctx); err != nil {
+		return caps, s.failed("probing", key, err)
+	}
+	if caps.ObjectLock, err = s.objectLock(ctx); err != nil {
+		return caps, s.failed("probing", key, err)
+	}
 	if caps.ObjectLock == enabled {
 		s.lockSeen.Store(true)
 	}
@@ -55,7 +61,9 @@ func (s *Store) probeParts(ctx context.Context, key string, caps *store.Capabili
 	if err != nil {
 		return false, err
 	}
-	caps.Checksums = s.refusesDamage(ctx, u)
+	if caps.Checksums, err = s.refusesDamage(ctx, u); err != nil {
+		return false, errors.Join(err, s.Abort(ctx, u))
+	}
 	refuses, err := s.refusesComplete(ctx, u)
 	if err != nil {
 		return false, errors.Join(err, s.Abort(ctx, u))
@@ -64,13 +72,17 @@ func (s *Store) probeParts(ctx context.Context, key string, caps *store.Capabili
 		if u, err = s.newProbeUpload(ctx, key); err != nil {
 			return false, err
 		}
-		if err := s.sendPart(ctx, u, &types.CompletedPart{PartNumber: aws.Int32(1)}, []byte("1")); err != nil {
+		if err = s.sendPart(ctx, u, &types.CompletedPart{PartNumber: aws.Int32(1)}, []byte("1")); err != nil {
 			return false, err
 		}
 	}
-	caps.MultipartAbort = s.aborts(ctx, u)
-	return refuses, nil
+	caps.MultipartAbort, err = s.aborts(ctx, u)
+	return refuses, err
 }
+
+// vague says whether an error is no answer to what was asked: the store was busy, or a connection broke. A probe that took it for
+// one would believe it for ever.
+func vague(err error) bool { return err != nil && anyStatus(err)/100 != 4 }
 
 const (
 	enabled = "enabled"
@@ -78,32 +90,36 @@ const (
 	unknown = "unknown"
 )
 
-func (s *Store) versioning(ctx context.Context) string {
+func (s *Store) versioning(ctx context.Context) (string, error) {
 	out, err := s.client.GetBucketVersioning(ctx, &s3.GetBucketVersioningInput{Bucket: &s.cfg.Bucket})
 	switch {
 	case unsupported(err):
-		return off
+		return off, nil
+	case vague(err):
+		return unknown, fmt.Errorf("asking for the bucket's versioning: %w", err)
 	case err != nil:
-		return unknown
+		return unknown, nil //nolint:nilerr // denied, which is an answer
 	case out.Status == types.BucketVersioningStatusEnabled:
-		return enabled
+		return enabled, nil
 	case out.Status == types.BucketVersioningStatusSuspended:
-		return "suspended"
+		return "suspended", nil
 	}
-	return off
+	return off, nil
 }
 
-func (s *Store) objectLock(ctx context.Context) string {
+func (s *Store) objectLock(ctx context.Context) (string, error) {
 	out, err := s.client.GetObjectLockConfiguration(ctx, &s3.GetObjectLockConfigurationInput{Bucket: &s.cfg.Bucket})
 	switch {
 	case noLockInBucket(err):
-		return off
+		return off, nil
+	case vague(err):
+		return unknown, fmt.Errorf("asking for the bucket's object lock: %w", err)
 	case err != nil:
-		return unknown
+		return unknown, nil //nolint:nilerr // denied, which is an answer
 	case out.ObjectLockConfiguration != nil && out.ObjectLockConfiguration.ObjectLockEnabled == types.ObjectLockEnabledEnabled:
-		return enabled
+		return enabled, nil
 	}
-	return off
+	return off, nil
 }
 
 // refusesPut says whether a put of what exists is refused when its condition is that it does not.
@@ -160,14 +176,17 @@ func (s *Store) newProbeUpload(ctx context.Context, key string) (store.Upload, e
 
 // refusesDamage says whether a part is refused whose checksum is that of another one. Nothing is stored for long: the
 // upload is never completed with it.
-func (s *Store) refusesDamage(ctx context.Context, u store.Upload) bool {
+func (s *Store) refusesDamage(ctx context.Context, u store.Upload) (bool, error) {
 	_, err := s.client.UploadPart(ctx, &s3.UploadPartInput{
 		Bucket: &s.cfg.Bucket, Key: &u.Key, UploadId: &u.ID, PartNumber: aws.Int32(1), Body: strings.NewReader("damaged"),
 		ContentMD5: contentMD5([]byte("as it was")),
 	}, func(o *s3.Options) {
 		o.Retryer = aws.NopRetryer{} // elsewhere damage on the way deserves another attempt; here it is what is asked for
 	})
-	return status(err) == http.StatusBadRequest
+	if vague(err) {
+		return false, fmt.Errorf("sending a part with a wrong checksum: %w", err)
+	}
+	return status(err) == http.StatusBadRequest, nil
 }
 
 func (s *Store) refusesComplete(ctx context.Context, u store.Upload) (bool, error) {
@@ -186,13 +205,16 @@ func (s *Store) refusesComplete(ctx context.Context, u store.Upload) (bool, erro
 }
 
 // aborts says whether an upload with a part is gone after it was aborted.
-func (s *Store) aborts(ctx context.Context, u store.Upload) bool {
-	if err := s.Abort(ctx, u); err != nil {
-		return false
+func (s *Store) aborts(ctx context.Context, u store.Upload) (bool, error) {
+	switch err := s.Abort(ctx, u); {
+	case vague(err):
+		return false, fmt.Errorf("aborting an upload: %w", err)
+	case err != nil:
+		return false, nil //nolint:nilerr // refused, which is an answer
 	}
 	_, err := s.client.ListParts(ctx, &s3.ListPartsInput{Bucket: &s.cfg.Bucket, Key: &u.Key, UploadId: &u.ID})
 	if err == nil {
-		return false
+		return false, nil
 	}
 	if status(err) != http.StatusNotFound { // we may not list parts, but a further one must be refused
 		_, err = s.client.UploadPart(ctx, &s3.UploadPartInput{
@@ -200,5 +222,8 @@ func (s *Store) aborts(ctx context.Context, u store.Upload) bool {
 			ContentMD5: contentMD5([]byte("1")),
 		})
 	}
-	return status(err) == http.StatusNotFound
+	if vague(err) {
+		return false, fmt.Errorf("looking for an aborted upload: %w", err)
+	}
+	return status(err) == http.StatusNotFound, nil
 }
