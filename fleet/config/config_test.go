@@ -57,6 +57,26 @@ func TestAGoodFile(t *testing.T) {
 	assert.Equal(t, config.SecretFile("/etc/lifeboat/slack-url"), cfg.Notifier.Receivers[0].Slack.WebhookURLFile)
 }
 
+func TestTheExampleIsAGoodFile(t *testing.T) {
+	path := filepath.Join("..", "..", "docs", "lifeboat.example.yaml")
+	cfg, err := config.Load(path)
+	require.NoError(t, err)
+	etcd, _ := cfg.Target("etcd-prod")
+	assert.Equal(t, "30d", etcd.Retention.Within.String())
+	assert.Equal(t, "platform-backups-copy", cfg.Store.Copy.Bucket)
+	consul, _ := cfg.Target("consul-kv")
+	assert.Equal(t, -1, consul.MinKiBPerSecond, "no limit")
+	assert.True(t, consul.Retention.Empty())
+	assert.Empty(t, consul.ScheduleOf(config.WorkPrune), "without a policy nothing is pruned")
+}
+
+func TestAPolicyIsAppliedDailyUnlessItSaysWhen(t *testing.T) {
+	target := config.Target{Retention: config.Retention{Daily: 7, ShrinkGuard: 40}}
+	assert.Equal(t, "@daily", target.ScheduleOf(config.WorkPrune))
+	target.Prune.Schedule = "0 5 * * *"
+	assert.Equal(t, "0 5 * * *", target.ScheduleOf(config.WorkPrune))
+}
+
 func TestBadInputNamesFileLineAndKey(t *testing.T) {
 	cases := map[string]struct {
 		old, new string
@@ -68,6 +88,19 @@ func TestBadInputNamesFileLineAndKey(t *testing.T) {
 		"bad cron":            {"0 */6 * * *", "0 */6 * *", []string{"lifeboat.yaml:10:", "targets[0].schedule", "0 */6 * *"}},
 		"a date that is not":  {"0 */6 * * *", "0 0 30 2 *", []string{"lifeboat.yaml:10:", "targets[0].schedule", "never fires"}},
 		"zone in cron":        {"0 */6 * * *", "TZ=UTC", []string{"lifeboat.yaml:10:", "targets[0].schedule", "time_zone"}},
+		"bad period":          {"    rpo: 12h", "    retention: {within: month}", []string{"lifeboat.yaml:12:", "targets[0].retention.within", "month", "30d or 2w"}},
+		"negative rule":       {"    rpo: 12h", "    retention: {daily: -1}", []string{"lifeboat.yaml:12:", "targets[0].retention.daily"}},
+		"guard over 100":      {"    rpo: 12h", "    retention: {last: 1, shrink_guard: 101}", []string{"lifeboat.yaml:12:", "targets[0].retention.shrink_guard", "percentage"}},
+		"orphans too young":   {"    rpo: 12h", "    prune: {orphan_age: 1h}", []string{"lifeboat.yaml:12:", "targets[0].prune.orphan_age", "twice"}},
+		"a timeout of a day":  {"    rpo: 12h", "    timeout: 24h", []string{"lifeboat.yaml:12:", "targets[0].timeout", "orphan_age"}},
+		"bad prune cron":      {"    rpo: 12h", "    prune: {schedule: never}", []string{"lifeboat.yaml:12:", "targets[0].prune.schedule", "never"}},
+		"unknown lock mode":   {"  bucket: backups", "  bucket: backups\n  object_lock: {mode: STRICT, days: 1}", []string{"lifeboat.yaml:4:", "store.object_lock.mode", "GOVERNANCE"}},
+		"lock without days":   {"  bucket: backups", "  bucket: backups\n  object_lock: {mode: GOVERNANCE}", []string{"lifeboat.yaml:4:", "store.object_lock", "go together"}},
+		"unreadable class":    {"  bucket: backups", "  bucket: backups\n  storage_class: DEEP_ARCHIVE", []string{"lifeboat.yaml:4:", "store.storage_class", "read back"}},
+		"unknown sse":         {"  bucket: backups", "  bucket: backups\n  sse: {type: aes}", []string{"lifeboat.yaml:4:", "store.sse.type", "kms"}},
+		"unknown acceptance":  {"  bucket: backups", "  bucket: backups\n  accept: [everything]", []string{"lifeboat.yaml:4:", "store.accept[0]", "no-conditional-writes"}},
+		"a copy of itself":    {"  bucket: backups\n  endpoint: https://s3.example.com", "  bucket: backups\n  endpoint: https://s3.example.com\n  copy: {bucket: backups, endpoint: \"https://s3.example.com\"}", []string{"lifeboat.yaml:5:", "store.copy", "somewhere else"}},
+		"bad prefix":          {"consul: {address: \"http://127.0.0.1:8500\"}", "consul: {address: \"http://127.0.0.1:8500\", prefixes: [\"/config\"]}", []string{"lifeboat.yaml:15:", "targets[1].consul.prefixes[0]"}},
 		"unknown zone":        {"Asia/Shanghai", "Asia/Shangai", []string{"lifeboat.yaml:11:", "targets[0].time_zone", "Asia/Shangai"}},
 		"bad drill cron":      {"0 4 * * 0", "sundays", []string{"lifeboat.yaml:13:", "targets[0].drill.schedule", "sundays"}},
 		"duplicate target":    {"name: consul-kv", "name: etcd-prod", []string{"lifeboat.yaml:14:", "targets[1].name", "already the name of targets[0]"}},
