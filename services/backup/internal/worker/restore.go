@@ -56,7 +56,8 @@ func nomadCommands(plain string) []string {
 		each("variables/*.json", "nomad var put -out=none @{}"),
 		put("volumes/csi", "/v1/volume/csi/$(basename \"$f\" .json)/register"),
 		put("volumes/host", "/v1/volume/host/register") + " # set NodeID to a node of the new cluster first",
-		each("jobs/*/job.json", "nomad job run -json -detach {}"),
+		// From standard input: as an argument a name would be taken for a URL, and what is escaped in it undone.
+		"find . -path './jobs/*/job.json' | sort | while read -r f; do nomad job run -json -detach - < \"$f\"; done",
 		"nomad operator api -X PUT /v1/operator/scheduler/configuration < scheduler_configuration.json",
 	}
 }
