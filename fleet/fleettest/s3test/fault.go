@@ -184,6 +184,7 @@ func writeError(w http.ResponseWriter, f Fault) {
 	}
 	w.Header().Set("Content-Type", "application/xml")
 	w.WriteHeader(f.status)
+	// A client that has gone is not to be told.
 	_, _ = fmt.Fprintf(w, `<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>%s</Message></Error>`,
 		f.code, "made by the test's proxy")
 }

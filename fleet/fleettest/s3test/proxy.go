@@ -100,7 +100,7 @@ func (p *Proxy) Close() {
 		close(p.quit)
 	}
 	p.mu.Unlock()
-	_ = p.http.Close()
+	_ = p.http.Close() // the listener may be closed already
 	p.wg.Wait()
 	p.client.CloseIdleConnections()
 }
@@ -188,7 +188,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.Body = body
 	switch f.kind {
 	case answer:
-		_, _ = io.Copy(io.Discard, body)
+		_, _ = io.Copy(io.Discard, body) // a client that stops sending gets its answer all the same
 		writeError(w, f)
 		return
 	case resetBefore:
@@ -255,7 +255,7 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, f Fault) {
 func (p *Proxy) reply(w http.ResponseWriter, r *http.Request, resp *http.Response, f Fault) {
 	switch f.kind {
 	case resetAfter:
-		_, _ = io.Copy(io.Discard, resp.Body)
+		_, _ = io.Copy(io.Discard, resp.Body) // nobody gets it
 		reset(w)
 		return
 	case hangAfter:

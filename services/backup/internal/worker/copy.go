@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -31,8 +32,11 @@ type copyError struct{ error }
 
 func (e *copyError) Unwrap() error { return e.error }
 
-// copyAll copies a snapshot that was just committed, and first every earlier one that the second bucket lacks: it may have been
-// away, or be new. Only then is it said that the copy passed.
+// copyAll copies a snapshot that was just committed, and after it every earlier one that the second bucket lacks: it may have
+// been away, or be new. Only then is it said that the copy passed.
+//
+// The newest goes first, and an earlier one that has rotted holds up no other: it is told of, and what is marked as damaged is
+// not tried again.
 func (w *Worker) copyAll(ctx context.Context, newest *lifeboatv1.Manifest) error {
 	target := newest.GetTarget()
 	here, err := w.Catalog.IDs(ctx, target)
@@ -47,18 +51,25 @@ func (w *Worker) copyAll(ctx context.Context, newest *lifeboatv1.Manifest) error
 	for _, id := range there {
 		have[id] = true
 	}
-	for _, id := range here {
+	for _, id := range slices.Backward(here) {
 		if have[id] {
 			continue
 		}
-		m, err := w.Catalog.Manifest(ctx, target, id)
+		s, err := w.Catalog.Snapshot(ctx, target, id)
 		if errors.Is(err, catalog.ErrNoSnapshot) {
 			continue // retention has deleted it meanwhile
 		}
 		if err != nil {
 			return err
 		}
-		if err := w.copy(ctx, m); err != nil {
+		if s.Damaged() {
+			continue
+		}
+		err = w.copy(ctx, s.Manifest)
+		if isDamage(err) && id != newest.GetId() {
+			err = w.rotten(ctx, s.Manifest, newest.GetJobId(), err)
+		}
+		if err != nil {
 			return fmt.Errorf("copying snapshot %s: %w", id, err)
 		}
 	}
@@ -97,7 +108,7 @@ func (w *Worker) copied(ctx context.Context, m *lifeboatv1.Manifest) error {
 	w.metrics.ended.WithLabelValues("copy", m.GetTarget(), "passed").Inc()
 	return w.Bus.Emit(ctx, &lifeboatv1.Event{
 		Id: "copy.passed." + m.GetId(), Noun: "copy", Verb: "passed", Target: m.GetTarget(), JobId: m.GetJobId(),
-		SnapshotId: m.GetId(), Message: "snapshot " + m.GetId() + " and all before it are in the second bucket too",
+		SnapshotId: m.GetId(), Message: "snapshot " + m.GetId() + " is in the second bucket too, and so is every good one before it",
 	})
 }
 
@@ -119,7 +130,11 @@ func (w *Worker) copyObject(ctx context.Context, from string, d *lifeboatv1.Data
 	if err := w.send(ctx, from, d, cond); err != nil {
 		return err
 	}
-	return w.checkCopy(ctx, d)
+	if err := w.checkCopy(ctx, d); err != nil {
+		// Not wrapped: it says something about the second bucket, and nothing about the snapshot in the first.
+		return errors.New("reading the copy back: " + err.Error())
+	}
+	return nil
 }
 
 func (w *Worker) checkCopy(ctx context.Context, d *lifeboatv1.Data) error {

@@ -154,6 +154,7 @@ func TestRottenDataOfAnUnchangedSourceIsStoredAnew(t *testing.T) {
 	assert.NotEqual(t, first.GetData().GetKey(), second.GetData().GetKey())
 	assert.Contains(t, f.event("source", "worrying", target).GetMessage(), "data of snapshot "+first.GetId()+" is damaged")
 	assert.True(t, f.snapshots()[0].Damaged(), "it is marked at once")
+	assert.Contains(t, f.event("verify", "failed", target).GetMessage(), first.GetId())
 	f.publish(config.WorkVerify, target, `{"snapshot": "latest"}`)
 	assert.Equal(t, "1", f.event("verify", "checked", target).GetAttributes()["checked"], "which says nothing about the others")
 	f.publish(config.WorkVerify, target, "")
@@ -351,6 +352,40 @@ func TestASnapshotIsCopiedToTheSecondBucket(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, []byte("rotten"), 0o600))
 	f.publish(config.WorkVerify, target, "")
 	assert.Contains(t, f.event("verify", "failed", target).GetMessage(), "in the second bucket, "+first.GetId())
+}
+
+// An earlier snapshot that has rotted cannot be copied any more. It must not keep the newest one from being copied.
+func TestARottenSnapshotHoldsUpNoOtherCopy(t *testing.T) {
+	f := newFleet(t, s3test.WithBuckets("copies"))
+	src := newScripted("json", export)
+	f.sources = []worker.Source{src}
+	f.work()
+	rotten := f.snapshot()
+	src.set("second", 18)
+	sound := f.snapshot()
+	f.stop()
+	require.NoError(t, os.WriteFile(f.s3.Path(rotten.GetData().GetKey()), []byte("rotten"), 0o600))
+
+	cfg := f.s3.Config
+	cfg.Bucket = "copies"
+	second, err := s3.New(t.Context(), cfg)
+	require.NoError(t, err)
+	there := catalog.New(second, "p")
+	f.copy = &worker.Copy{
+		Objects: second, Catalog: there,
+		Capabilities: func(ctx context.Context) (store.Capabilities, error) { return second.Probe(ctx, "p") },
+	}
+	f.work()
+	src.set("third", 19)
+	newest := f.snapshot()
+	require.Eventually(t, func() bool { return f.count("copy", "passed") == 1 }, 20*time.Second, 10*time.Millisecond)
+	ids, err := there.IDs(t.Context(), target)
+	require.NoError(t, err)
+	assert.Equal(t, []string{sound.GetId(), newest.GetId()}, ids)
+	all := f.snapshots()
+	assert.True(t, all[0].Damaged())
+	assert.False(t, all[1].Damaged())
+	assert.Contains(t, f.event("verify", "failed", target).GetMessage(), rotten.GetId(), "somebody is told")
 }
 
 func TestACopyThatFailsIsToldAndTheSnapshotStands(t *testing.T) {

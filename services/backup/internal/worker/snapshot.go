@@ -233,10 +233,7 @@ func (w *Worker) readBack(ctx context.Context, read []*part) (v *lifeboatv1.Veri
 		if err != nil && p.data.GetUnchangedSince() != "" && isDamage(err) {
 			rot = append(rot, fmt.Sprintf("the stored data of snapshot %s is damaged, and of every other that shares it; it was stored "+
 				"anew: %v", p.last.GetId(), err))
-			if err = w.Catalog.SetMark(ctx, &lifeboatv1.Mark{
-				Kind: lifeboatv1.Mark_KIND_VERIFIED, Target: p.last.GetTarget(), SnapshotId: p.last.GetId(), By: p.job.id,
-				At: timestamppb.New(w.Clock()), Reason: err.Error(),
-			}); err != nil {
+			if err = w.rotten(ctx, p.last, p.job.id, err); err != nil {
 				return nil, nil, err
 			}
 			p.last = nil

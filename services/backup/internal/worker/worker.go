@@ -7,12 +7,15 @@
 //  1. The job is delivered. A crash: it is delivered again after AckWait.
 //  2. The claim of the target is taken; whoever had it before can no longer commit.
 //  3. The source is opened, encoded and uploaded in one stream. A crash: no object, or one without a manifest, which is
-//     no snapshot; the next attempt replaces it, if it is still what the attempt saw when it began.
+//     no snapshot; the next attempt replaces it, if it is still what the attempt saw when it began. A source that has not
+//     changed is not stored again: the newest snapshot's data stands for it.
 //  4. The object is read back and compared with what the source sent.
 //  5. The commit is announced on the claim, which fails if another delivery has taken it.
 //  6. The manifest is written, if none exists: the snapshot exists. A crash: the next attempt finds the manifest.
 //  7. The event is published, under an id that makes a second one the same event.
-//  8. The job is acknowledged; its subject is free for the next one.
+//  8. The snapshot is copied to the second bucket, if there is one, and with it whatever that lacks. A crash or a failure: the
+//     snapshot stands, and the next attempt or the next snapshot copies it.
+//  9. The job is acknowledged; its subject is free for the next one.
 package worker
 
 import (
@@ -144,12 +147,6 @@ func (w *Worker) decode(m *bus.Message) (job, error) {
 		return job{}, bus.Terminal(reasonBadPayload, &rejectedError{fmt.Errorf("the payload is not a job: %w", err)})
 	}
 	return j, nil
-}
-
-// Refuse is the handler of work that this version cannot do. Without it such a job would wait for ever, unseen.
-func (w *Worker) Refuse(_ context.Context, m *bus.Message) error {
-	work, _, _ := bus.ParseJobSubject(m.Subject)
-	return bus.Terminal("unsupported", &rejectedError{fmt.Errorf("this version does not do %s; nothing was done", work)})
 }
 
 // OnDead records a job that ended as a dead letter: rejected, or failed after the last attempt.
