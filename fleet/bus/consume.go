@@ -199,7 +199,7 @@ func (b *Bus) bury(ctx context.Context, c Consumer, jm jetstream.Msg, m *Message
 		}
 	}
 	err := b.DeadLetter(ctx, reason, &lifeboatv1.DeadLetter{
-		Id: "dead-" + m.ID(), Subject: m.Subject, Payload: m.Data, Headers: headers,
+		Id: m.DeadID(), Subject: m.Subject, Payload: m.Data, Headers: headers,
 		Reason: failed.Error(), Attempts: m.Attempt,
 	})
 	if err != nil {

@@ -2,8 +2,6 @@ package bus
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -24,11 +22,15 @@ type Message struct {
 }
 
 // ID names what this message asks for: it sorts by time, is legible, and is the same on every delivery. It is the id of
-// the job, and of the snapshot or drill that the job makes: "20261121T040000.123Z-1f2e3d4c".
+// the job, and of the snapshot or drill that the job makes: "20261121T040000.123Z-42". What stands behind the dash is the
+// sequence that the server's acknowledgement names, so that whoever published the job knows its id by that. The time keeps
+// apart what two streams, or one that was lost and made anew, number alike.
 func (m *Message) ID() string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%d\n%d", m.Subject, m.Seq, m.Stored.UnixNano()))
-	return m.Stored.UTC().Format("20060102T150405.000Z") + "-" + hex.EncodeToString(sum[:4])
+	return fmt.Sprintf("%s-%d", m.Stored.UTC().Format("20060102T150405.000Z"), m.Seq)
 }
+
+// DeadID is the id of the dead letter about this message. It names the subject as well: dead letters of all streams lie in one.
+func (m *Message) DeadID() string { return "dead-" + m.Subject + "-" + m.ID() }
 
 // ErrLostMessage is the cause of a handler's cancelled context when the server stopped confirming heartbeats: another
 // worker may have the message by now.

@@ -160,9 +160,49 @@ type Prune struct {
 	OrphanAge time.Duration `yaml:"orphan_age"`
 }
 
-// Drill says when a restore of the newest snapshot is rehearsed.
+// Drill says when a restore is rehearsed, of which snapshot, within which limits, and what must be in the restored data.
 type Drill struct {
 	Schedule string `yaml:"schedule"`
+	// Snapshot is what a scheduled drill restores: "latest" (also when empty), "oldest" or "random".
+	Snapshot string `yaml:"snapshot"`
+	// MaxRTO is the longest that a restore may take, from the first byte fetched to a server that answers; a drill that
+	// takes longer fails. Zero: any time.
+	MaxRTO time.Duration `yaml:"max_rto"`
+	// Timeout is the longest that a drill may take in all; 1h when empty.
+	Timeout time.Duration `yaml:"timeout"`
+	// MaxDiskMiB and MaxMemoryMiB are how much of the scratch folder and of memory a drill may use; 0 is no limit but what
+	// there is.
+	MaxDiskMiB   int64 `yaml:"max_disk_mib"`
+	MaxMemoryMiB int64 `yaml:"max_memory_mib"`
+	// Checks are what the user knows about the data.
+	Checks []Check `yaml:"checks"`
+	Escrow Escrow  `yaml:"escrow"`
+}
+
+// Check is one thing that must be true of the restored data. Exactly one of Key, Prefix, Count and Job is set. Values are never
+// shown in a report.
+type Check struct {
+	// Key must exist (etcd and Consul). With Value, ValueFile or Matches its value must be that, what the file holds, or match
+	// the regular expression (RE2, https://golang.org/s/re2syntax).
+	Key       string     `yaml:"key"`
+	Value     *string    `yaml:"value"`
+	ValueFile SecretFile `yaml:"value_file"`
+	Matches   string     `yaml:"matches"`
+	// Prefix is the beginning of at least Min keys; of one when Min is empty (etcd and Consul).
+	Prefix string `yaml:"prefix"`
+	// Count is the name of something that is counted, as the manifest's counts name it (keys, jobs, variables, ...): at least Min.
+	Count string `yaml:"count"`
+	Min   int64  `yaml:"min"`
+	// Job is the id of a job that must be there, in Namespace; "default" when that is empty (Nomad).
+	Job       string `yaml:"job"`
+	Namespace string `yaml:"namespace"`
+}
+
+// Escrow is a drill with a key that is not used otherwise, to prove that it decrypts.
+type Escrow struct {
+	Schedule string `yaml:"schedule"`
+	// IdentityFile is an age private key.
+	IdentityFile SecretFile `yaml:"identity_file"`
 }
 
 // Verify says when stored snapshots are read again and compared with their manifests.
@@ -321,6 +361,7 @@ const (
 	noPace             = -1
 	defaultShrinkGuard = 40
 	defaultOrphanAge   = 24 * time.Hour
+	defaultDrillLimit  = time.Hour
 	defaultRegion      = "us-east-1"
 )
 
@@ -363,6 +404,9 @@ func (t *Target) setDefaults() {
 	}
 	if t.Retention.ShrinkGuard == 0 {
 		t.Retention.ShrinkGuard = defaultShrinkGuard
+	}
+	if t.Drill.Timeout == 0 {
+		t.Drill.Timeout = defaultDrillLimit
 	}
 	if t.Prune.OrphanAge == 0 {
 		t.Prune.OrphanAge = defaultOrphanAge

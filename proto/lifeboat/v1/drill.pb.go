@@ -100,8 +100,20 @@ type DrillReport struct {
 	DataAge         *durationpb.Duration `protobuf:"bytes,16,opt,name=data_age,json=dataAge,proto3" json:"data_age,omitempty"`
 	LifeboatVersion string               `protobuf:"bytes,17,opt,name=lifeboat_version,json=lifeboatVersion,proto3" json:"lifeboat_version,omitempty"`
 	TraceId         string               `protobuf:"bytes,18,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The phase that failed; empty when it passed.
+	FailedPhase string `protobuf:"bytes,19,opt,name=failed_phase,json=failedPhase,proto3" json:"failed_phase,omitempty"`
+	// What kept the throwaway server from reaching anything: "in process", "network namespace", or "configuration" where this
+	// machine lets the worker do no more.
+	Isolation string `protobuf:"bytes,20,opt,name=isolation,proto3" json:"isolation,omitempty"`
+	// Which identity decrypted: "worker", "escrow", or empty for a snapshot that is not encrypted.
+	Identity string `protobuf:"bytes,21,opt,name=identity,proto3" json:"identity,omitempty"`
+	// The longest that the target allows a restore to take; absent when it allows any.
+	MaxRto      *durationpb.Duration `protobuf:"bytes,22,opt,name=max_rto,json=maxRto,proto3" json:"max_rto,omitempty"`
+	RequestedBy string               `protobuf:"bytes,23,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
+	// What the drill used at most, of what its budget allowed.
+	Usage         *Usage `protobuf:"bytes,24,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DrillReport) Reset() {
@@ -260,18 +272,132 @@ func (x *DrillReport) GetTraceId() string {
 	return ""
 }
 
-// Phase is one timed step of a drill: fetch, restore, start, compare, ...
+func (x *DrillReport) GetFailedPhase() string {
+	if x != nil {
+		return x.FailedPhase
+	}
+	return ""
+}
+
+func (x *DrillReport) GetIsolation() string {
+	if x != nil {
+		return x.Isolation
+	}
+	return ""
+}
+
+func (x *DrillReport) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *DrillReport) GetMaxRto() *durationpb.Duration {
+	if x != nil {
+		return x.MaxRto
+	}
+	return nil
+}
+
+func (x *DrillReport) GetRequestedBy() string {
+	if x != nil {
+		return x.RequestedBy
+	}
+	return ""
+}
+
+func (x *DrillReport) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+// Usage is what a drill used at its peak, in bytes. A budget of 0 means none.
+type Usage struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	DiskBytes  int64                  `protobuf:"varint,1,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	DiskBudget int64                  `protobuf:"varint,2,opt,name=disk_budget,json=diskBudget,proto3" json:"disk_budget,omitempty"`
+	// Of the throwaway server; for etcd, which runs in the worker's own process, of what that process grew by.
+	MemoryBytes   int64 `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	MemoryBudget  int64 `protobuf:"varint,4,opt,name=memory_budget,json=memoryBudget,proto3" json:"memory_budget,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_lifeboat_v1_drill_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_lifeboat_v1_drill_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_lifeboat_v1_drill_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Usage) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetDiskBudget() int64 {
+	if x != nil {
+		return x.DiskBudget
+	}
+	return 0
+}
+
+func (x *Usage) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetMemoryBudget() int64 {
+	if x != nil {
+		return x.MemoryBudget
+	}
+	return 0
+}
+
+// Phase is one timed step of a drill: prepare, fetch, decrypt, restore, start, compare, check, stop.
 type Phase struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Took          *durationpb.Duration   `protobuf:"bytes,2,opt,name=took,proto3" json:"took,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Took  *durationpb.Duration   `protobuf:"bytes,2,opt,name=took,proto3" json:"took,omitempty"`
+	// When it began, counted from the beginning of the drill. Phases may overlap: data is decrypted while it is fetched.
+	Began         *durationpb.Duration `protobuf:"bytes,3,opt,name=began,proto3" json:"began,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Phase) Reset() {
 	*x = Phase{}
-	mi := &file_lifeboat_v1_drill_proto_msgTypes[1]
+	mi := &file_lifeboat_v1_drill_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -283,7 +409,7 @@ func (x *Phase) String() string {
 func (*Phase) ProtoMessage() {}
 
 func (x *Phase) ProtoReflect() protoreflect.Message {
-	mi := &file_lifeboat_v1_drill_proto_msgTypes[1]
+	mi := &file_lifeboat_v1_drill_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -296,7 +422,7 @@ func (x *Phase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Phase.ProtoReflect.Descriptor instead.
 func (*Phase) Descriptor() ([]byte, []int) {
-	return file_lifeboat_v1_drill_proto_rawDescGZIP(), []int{1}
+	return file_lifeboat_v1_drill_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Phase) GetName() string {
@@ -313,6 +439,13 @@ func (x *Phase) GetTook() *durationpb.Duration {
 	return nil
 }
 
+func (x *Phase) GetBegan() *durationpb.Duration {
+	if x != nil {
+		return x.Began
+	}
+	return nil
+}
+
 // Comparison is one thing looked at: what the snapshot says against what was found.
 type Comparison struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -322,13 +455,15 @@ type Comparison struct {
 	Ok    bool                   `protobuf:"varint,4,opt,name=ok,proto3" json:"ok,omitempty"`
 	// Why the two cannot be compared; ok is then true and nothing was proven by it.
 	NotComparable string `protobuf:"bytes,5,opt,name=not_comparable,json=notComparable,proto3" json:"not_comparable,omitempty"`
+	// True for a check that the user wrote in the target's drill.checks.
+	Check         bool `protobuf:"varint,6,opt,name=check,proto3" json:"check,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Comparison) Reset() {
 	*x = Comparison{}
-	mi := &file_lifeboat_v1_drill_proto_msgTypes[2]
+	mi := &file_lifeboat_v1_drill_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -340,7 +475,7 @@ func (x *Comparison) String() string {
 func (*Comparison) ProtoMessage() {}
 
 func (x *Comparison) ProtoReflect() protoreflect.Message {
-	mi := &file_lifeboat_v1_drill_proto_msgTypes[2]
+	mi := &file_lifeboat_v1_drill_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -353,7 +488,7 @@ func (x *Comparison) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Comparison.ProtoReflect.Descriptor instead.
 func (*Comparison) Descriptor() ([]byte, []int) {
-	return file_lifeboat_v1_drill_proto_rawDescGZIP(), []int{2}
+	return file_lifeboat_v1_drill_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Comparison) GetWhat() string {
@@ -391,11 +526,18 @@ func (x *Comparison) GetNotComparable() string {
 	return ""
 }
 
+func (x *Comparison) GetCheck() bool {
+	if x != nil {
+		return x.Check
+	}
+	return false
+}
+
 var File_lifeboat_v1_drill_proto protoreflect.FileDescriptor
 
 const file_lifeboat_v1_drill_proto_rawDesc = "" +
 	"\n" +
-	"\x17lifeboat/v1/drill.proto\x12\vlifeboat.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15lifeboat/v1/job.proto\"\xfd\x05\n" +
+	"\x17lifeboat/v1/drill.proto\x12\vlifeboat.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15lifeboat/v1/job.proto\"\xdb\a\n" +
 	"\vDrillReport\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\x05R\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x16\n" +
@@ -418,21 +560,36 @@ const file_lifeboat_v1_drill_proto_rawDesc = "" +
 	"\x03rto\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\x03rto\x124\n" +
 	"\bdata_age\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\adataAge\x12)\n" +
 	"\x10lifeboat_version\x18\x11 \x01(\tR\x0flifeboatVersion\x12\x19\n" +
-	"\btrace_id\x18\x12 \x01(\tR\atraceId\"E\n" +
+	"\btrace_id\x18\x12 \x01(\tR\atraceId\x12!\n" +
+	"\ffailed_phase\x18\x13 \x01(\tR\vfailedPhase\x12\x1c\n" +
+	"\tisolation\x18\x14 \x01(\tR\tisolation\x12\x1a\n" +
+	"\bidentity\x18\x15 \x01(\tR\bidentity\x122\n" +
+	"\amax_rto\x18\x16 \x01(\v2\x19.google.protobuf.DurationR\x06maxRto\x12!\n" +
+	"\frequested_by\x18\x17 \x01(\tR\vrequestedBy\x12(\n" +
+	"\x05usage\x18\x18 \x01(\v2\x12.lifeboat.v1.UsageR\x05usage\"E\n" +
 	"\x05Level\x12\x15\n" +
 	"\x11LEVEL_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rLEVEL_DECODED\x10\x01\x12\x12\n" +
-	"\x0eLEVEL_RESTORED\x10\x02\"J\n" +
+	"\x0eLEVEL_RESTORED\x10\x02\"\x8f\x01\n" +
+	"\x05Usage\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x01 \x01(\x03R\tdiskBytes\x12\x1f\n" +
+	"\vdisk_budget\x18\x02 \x01(\x03R\n" +
+	"diskBudget\x12!\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x03R\vmemoryBytes\x12#\n" +
+	"\rmemory_budget\x18\x04 \x01(\x03R\fmemoryBudget\"{\n" +
 	"\x05Phase\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12-\n" +
-	"\x04took\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04took\"}\n" +
+	"\x04took\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12/\n" +
+	"\x05began\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05began\"\x93\x01\n" +
 	"\n" +
 	"Comparison\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x12\n" +
 	"\x04want\x18\x02 \x01(\tR\x04want\x12\x10\n" +
 	"\x03got\x18\x03 \x01(\tR\x03got\x12\x0e\n" +
 	"\x02ok\x18\x04 \x01(\bR\x02ok\x12%\n" +
-	"\x0enot_comparable\x18\x05 \x01(\tR\rnotComparableBAZ?github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1;lifeboatv1b\x06proto3"
+	"\x0enot_comparable\x18\x05 \x01(\tR\rnotComparable\x12\x14\n" +
+	"\x05check\x18\x06 \x01(\bR\x05checkBAZ?github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1;lifeboatv1b\x06proto3"
 
 var (
 	file_lifeboat_v1_drill_proto_rawDescOnce sync.Once
@@ -447,31 +604,35 @@ func file_lifeboat_v1_drill_proto_rawDescGZIP() []byte {
 }
 
 var file_lifeboat_v1_drill_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lifeboat_v1_drill_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_lifeboat_v1_drill_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_lifeboat_v1_drill_proto_goTypes = []any{
 	(DrillReport_Level)(0),        // 0: lifeboat.v1.DrillReport.Level
 	(*DrillReport)(nil),           // 1: lifeboat.v1.DrillReport
-	(*Phase)(nil),                 // 2: lifeboat.v1.Phase
-	(*Comparison)(nil),            // 3: lifeboat.v1.Comparison
-	(Kind)(0),                     // 4: lifeboat.v1.Kind
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 6: google.protobuf.Duration
+	(*Usage)(nil),                 // 2: lifeboat.v1.Usage
+	(*Phase)(nil),                 // 3: lifeboat.v1.Phase
+	(*Comparison)(nil),            // 4: lifeboat.v1.Comparison
+	(Kind)(0),                     // 5: lifeboat.v1.Kind
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 7: google.protobuf.Duration
 }
 var file_lifeboat_v1_drill_proto_depIdxs = []int32{
-	4, // 0: lifeboat.v1.DrillReport.kind:type_name -> lifeboat.v1.Kind
-	5, // 1: lifeboat.v1.DrillReport.started_at:type_name -> google.protobuf.Timestamp
-	5, // 2: lifeboat.v1.DrillReport.finished_at:type_name -> google.protobuf.Timestamp
-	0, // 3: lifeboat.v1.DrillReport.level:type_name -> lifeboat.v1.DrillReport.Level
-	2, // 4: lifeboat.v1.DrillReport.phases:type_name -> lifeboat.v1.Phase
-	3, // 5: lifeboat.v1.DrillReport.comparisons:type_name -> lifeboat.v1.Comparison
-	6, // 6: lifeboat.v1.DrillReport.rto:type_name -> google.protobuf.Duration
-	6, // 7: lifeboat.v1.DrillReport.data_age:type_name -> google.protobuf.Duration
-	6, // 8: lifeboat.v1.Phase.took:type_name -> google.protobuf.Duration
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	5,  // 0: lifeboat.v1.DrillReport.kind:type_name -> lifeboat.v1.Kind
+	6,  // 1: lifeboat.v1.DrillReport.started_at:type_name -> google.protobuf.Timestamp
+	6,  // 2: lifeboat.v1.DrillReport.finished_at:type_name -> google.protobuf.Timestamp
+	0,  // 3: lifeboat.v1.DrillReport.level:type_name -> lifeboat.v1.DrillReport.Level
+	3,  // 4: lifeboat.v1.DrillReport.phases:type_name -> lifeboat.v1.Phase
+	4,  // 5: lifeboat.v1.DrillReport.comparisons:type_name -> lifeboat.v1.Comparison
+	7,  // 6: lifeboat.v1.DrillReport.rto:type_name -> google.protobuf.Duration
+	7,  // 7: lifeboat.v1.DrillReport.data_age:type_name -> google.protobuf.Duration
+	7,  // 8: lifeboat.v1.DrillReport.max_rto:type_name -> google.protobuf.Duration
+	2,  // 9: lifeboat.v1.DrillReport.usage:type_name -> lifeboat.v1.Usage
+	7,  // 10: lifeboat.v1.Phase.took:type_name -> google.protobuf.Duration
+	7,  // 11: lifeboat.v1.Phase.began:type_name -> google.protobuf.Duration
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_lifeboat_v1_drill_proto_init() }
@@ -486,7 +647,7 @@ func file_lifeboat_v1_drill_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lifeboat_v1_drill_proto_rawDesc), len(file_lifeboat_v1_drill_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

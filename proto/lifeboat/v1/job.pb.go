@@ -193,9 +193,11 @@ type Job struct {
 	Tick *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=tick,proto3" json:"tick,omitempty"`
 	// Who asked: "scheduler", "cli", or what the publisher writes. Empty means "by hand".
 	RequestedBy string `protobuf:"bytes,2,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
-	// Which snapshot the job is about: "latest", "oldest" or a snapshot's id. Empty means the latest for a drill and all of
-	// them for a verification.
-	Snapshot      string `protobuf:"bytes,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Which snapshot the job is about: "latest", "oldest", "random" (drills only) or a snapshot's id. Empty means the latest for a
+	// drill and all of them for a verification.
+	Snapshot string `protobuf:"bytes,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Drills only: "escrow" decrypts with the target's drill.escrow identity, so that this key is proven too. Empty: the worker's own.
+	Identity      string `protobuf:"bytes,4,opt,name=identity,proto3" json:"identity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -247,6 +249,13 @@ func (x *Job) GetRequestedBy() string {
 func (x *Job) GetSnapshot() string {
 	if x != nil {
 		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *Job) GetIdentity() string {
+	if x != nil {
+		return x.Identity
 	}
 	return ""
 }
@@ -446,11 +455,12 @@ var File_lifeboat_v1_job_proto protoreflect.FileDescriptor
 
 const file_lifeboat_v1_job_proto_rawDesc = "" +
 	"\n" +
-	"\x15lifeboat/v1/job.proto\x12\vlifeboat.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"t\n" +
+	"\x15lifeboat/v1/job.proto\x12\vlifeboat.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x01\n" +
 	"\x03Job\x12.\n" +
 	"\x04tick\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04tick\x12!\n" +
 	"\frequested_by\x18\x02 \x01(\tR\vrequestedBy\x12\x1a\n" +
-	"\bsnapshot\x18\x03 \x01(\tR\bsnapshot\"\xdf\x03\n" +
+	"\bsnapshot\x18\x03 \x01(\tR\bsnapshot\x12\x1a\n" +
+	"\bidentity\x18\x04 \x01(\tR\bidentity\"\xdf\x03\n" +
 	"\rScheduleState\x12.\n" +
 	"\x04tick\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04tick\x12<\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\".lifeboat.v1.ScheduleState.OutcomeR\aoutcome\x12\x16\n" +

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/throwaway"
 )
 
 // Input is what a drill is about.
@@ -53,7 +54,7 @@ func Run(ctx context.Context, in Input) *lifeboatv1.DrillReport {
 	if at := m.GetStartedAt(); at != nil {
 		r.report.DataAge = durationpb.New(started.Sub(at.AsTime()))
 	}
-	err := guard(func() error { return r.run(ctx) })
+	err := throwaway.Guard(func() error { return r.run(ctx) })
 	r.report.FinishedAt = timestamppb.New(in.Clock())
 	r.report.Passed = err == nil
 	if err != nil {
@@ -87,7 +88,7 @@ func (r *run) phase(ctx context.Context, name string, step func() error) error {
 	start := r.in.Clock()
 	err := ctx.Err()
 	if err == nil {
-		err = guard(step)
+		err = throwaway.Guard(step)
 	}
 	r.report.Phases = append(r.report.Phases, &lifeboatv1.Phase{
 		Name: name, Took: durationpb.New(r.in.Clock().Sub(start)),
@@ -96,17 +97,6 @@ func (r *run) phase(ctx context.Context, name string, step func() error) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
-}
-
-// guard turns a panic into an error. The libraries that read the data panic on some that is damaged, and a worker must
-// live to report that.
-func guard(f func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("it panicked: %v", p)
-		}
-	}()
-	return f()
 }
 
 // compare notes one thing looked at. A manifest that does not have it makes it not comparable, with its own words.

@@ -11,43 +11,43 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/etcdutl/v3/snapshot"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
-	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/boltscan"
+	etcdrestore "github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore/etcd"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/throwaway"
 )
 
 // etcd restores a snapshot as an operator would with etcdutl, starts a server on it and compares.
 func (r *run) etcd(ctx context.Context) (err error) {
-	var dir *scratch
+	var dir *throwaway.Scratch
 	err = r.phase(ctx, "prepare", func() error {
 		var perr error
-		dir, perr = newScratch(r.in.Dir)
+		dir, perr = throwaway.NewScratch(r.in.Dir)
 		return perr
 	})
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if rerr := dir.remove(); rerr != nil {
+		if rerr := dir.Remove(); rerr != nil {
 			err = errors.Join(err, fmt.Errorf("clean: %w", rerr))
 		}
 	}()
 	start := r.in.Clock()
-	d := &etcdDrill{run: r, db: filepath.Join(dir.dir, "snapshot.db"), data: filepath.Join(dir.dir, "data")}
+	d := &etcdDrill{run: r, db: filepath.Join(dir.Dir(), "snapshot.db"), data: filepath.Join(dir.Dir(), "data")}
 	if err = r.phase(ctx, "fetch", func() error { return d.fetch(ctx, dir) }); err != nil {
 		return err
 	}
 	if err = r.phase(ctx, "restore", func() error { return d.restore(ctx) }); err != nil {
 		return err
 	}
-	var srv *server
+	var srv *throwaway.Etcd
 	err = r.phase(ctx, "start", func() error {
 		var serr error
-		srv, serr = startServer(ctx, d.data, d.size)
+		srv, serr = throwaway.StartEtcd(ctx, d.data, d.size)
 		return serr
 	})
 	if err != nil {
@@ -56,7 +56,7 @@ func (r *run) etcd(ctx context.Context) (err error) {
 	r.report.Rto = durationpb.New(r.in.Clock().Sub(start))
 	r.report.Level = lifeboatv1.DrillReport_LEVEL_RESTORED
 	err = r.phase(ctx, "compare", func() error { return d.compare(ctx, srv) })
-	return errors.Join(err, r.phase(context.WithoutCancel(ctx), "stop", srv.stop))
+	return errors.Join(err, r.phase(context.WithoutCancel(ctx), "stop", srv.Stop))
 }
 
 // etcdDrill is what the phases of one drill hand to each other.
@@ -71,8 +71,8 @@ type etcdDrill struct {
 // found is what the restored database itself holds.
 type found struct{ revisions int64 }
 
-func (d *etcdDrill) fetch(ctx context.Context, dir *scratch) error {
-	if err := dir.checkRoom(d.in.Manifest.GetData().GetRaw().GetBytes()); err != nil {
+func (d *etcdDrill) fetch(ctx context.Context, dir *throwaway.Scratch) error {
+	if err := dir.CheckRoom(etcdrestore.Room(d.in.Manifest.GetData().GetRaw().GetBytes())); err != nil {
 		return err
 	}
 	src, err := d.in.Open(ctx)
@@ -93,20 +93,12 @@ func (d *etcdDrill) fetch(ctx context.Context, dir *scratch) error {
 
 // restore does what `etcdutl snapshot restore` does, checksum included, for a cluster of one that nobody can join.
 func (d *etcdDrill) restore(ctx context.Context) error {
-	// bbolt panics on a damaged file, and in goroutines of its own, which ends the process. So the pages are looked at
-	// before it may.
-	if err := checkTree(d.db); err != nil {
-		return fmt.Errorf("the snapshot's database is damaged: %w", err)
-	}
-	log := newServerLog()
-	err := log.within(ctx, func() error {
-		return snapshot.NewV3(log.zap()).Restore(snapshot.RestoreConfig{
-			SnapshotPath: d.db, Name: serverName, OutputDataDir: d.data, PeerURLs: []string{loopback},
-			InitialCluster: serverName + "=" + loopback, InitialClusterToken: d.in.DrillID,
-		})
+	err := etcdrestore.ToDataDir(ctx, etcdrestore.DataDir{
+		Snapshot: d.db, Dir: d.data, Name: throwaway.EtcdName, PeerURLs: []string{throwaway.EtcdPeerURL},
+		InitialCluster: throwaway.EtcdName + "=" + throwaway.EtcdPeerURL, Token: d.in.DrillID,
 	})
 	if err != nil {
-		return fmt.Errorf("restoring the snapshot: %w", err)
+		return err
 	}
 	// It was the copy to restore from; the disk may be short of room.
 	if err = os.Remove(d.db); err != nil {
@@ -116,14 +108,6 @@ func (d *etcdDrill) restore(ctx context.Context) error {
 		return fmt.Errorf("reading the restored database: %w", err)
 	}
 	return nil
-}
-
-func checkTree(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(boltscan.Check(f), f.Close())
 }
 
 // readDisk counts what is in a database, before a server works on it: one that resumes a compaction removes some.
@@ -157,20 +141,20 @@ func readDisk(path string) (_ found, err error) {
 }
 
 // compare asks the restored server what the source was asked when the snapshot was taken.
-func (d *etcdDrill) compare(ctx context.Context, srv *server) error {
+func (d *etcdDrill) compare(ctx context.Context, srv *throwaway.Etcd) error {
 	src := d.in.Manifest.GetSource()
 	rev := src.GetRevision()
-	d.run.compare("revision", rev, rev > 0, srv.revision)
+	d.run.compare("revision", rev, rev > 0, srv.Revision())
 	d.compareCount("revisions", d.disk.revisions)
-	if srv.revision < rev {
+	if srv.Revision() < rev {
 		return d.differences()
 	}
-	keys, err := srv.keys(ctx, rev)
+	keys, err := srv.Keys(ctx, rev)
 	if err != nil {
 		return fmt.Errorf("counting keys at revision %d: %w", rev, err)
 	}
 	d.compareCount("keys", keys)
-	hash, err := srv.hash(rev)
+	hash, err := srv.Hash(rev)
 	if err != nil {
 		return fmt.Errorf("hashing the keys at revision %d: %w", rev, err)
 	}

@@ -255,7 +255,7 @@ func (d *Deliverer) dead(ctx context.Context, m *bus.Message, why error) error {
 		out = &lifeboatv1.Delivery{}
 	}
 	return d.o.Bus.Emit(ctx, &lifeboatv1.Event{
-		Id: "dead-" + m.ID(), Noun: "alert", Verb: "dead", Target: target(alerts()),
+		Id: m.DeadID(), Noun: "alert", Verb: "dead", Target: target(alerts()),
 		Message: why.Error(), Attributes: attributes(out, m, d.o.Now().Sub(m.Stored)),
 	})
 }

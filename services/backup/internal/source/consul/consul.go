@@ -36,7 +36,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -141,14 +140,14 @@ func (s *Source) client(header time.Duration) (*client, error) {
 	if _, err := url.Parse(s.cfg.Address); err != nil {
 		return nil, bad("reading the address", errors.New("it is no URL"))
 	}
-	c := &client{base: strings.TrimSuffix(s.cfg.Address, "/"), shown: shown}
+	c := &client{shown: shown}
 	var err error
 	if s.cfg.TokenFile != "" {
 		if c.token, err = s.cfg.TokenFile.Read(); err != nil {
 			return nil, bad("reading the token", err)
 		}
 	}
-	if c.http, err = source.NewHTTPClient(s.cfg.TLS, header); err != nil {
+	if c.http, c.base, err = source.NewHTTPClient(s.cfg.Address, s.cfg.TLS, header); err != nil {
 		return nil, bad("connecting", err)
 	}
 	return c, nil

@@ -165,7 +165,7 @@ func (s *Source) patience() time.Duration { return 2 * cmp.Or(s.opts.Idle, sourc
 
 // client bounds the wait for the start of an answer.
 func (s *Source) client(wait time.Duration) (*client, error) {
-	c := &client{address: s.cfg.Address, shown: source.Endpoint(s.cfg.Address)}
+	c := &client{shown: source.Endpoint(s.cfg.Address)}
 	bad := func(doing string, err error) error {
 		return &source.Error{Reason: source.Misconfigured, Endpoint: c.shown, Doing: doing, Err: err}
 	}
@@ -173,11 +173,11 @@ func (s *Source) client(wait time.Duration) (*client, error) {
 		return nil, bad("reading the address", errors.New("it is no URL"))
 	}
 	var err error
-	if c.http, err = source.NewHTTPClient(s.cfg.TLS, wait); err != nil {
+	if c.http, c.address, err = source.NewHTTPClient(s.cfg.Address, s.cfg.TLS, wait); err != nil {
 		return nil, bad("connecting", err)
 	}
 	// With an address and a client given, nothing is taken from NOMAD_* variables.
-	conf := &api.Config{Address: s.cfg.Address, HttpClient: c.http}
+	conf := &api.Config{Address: c.address, HttpClient: c.http}
 	if s.cfg.TokenFile != "" {
 		if c.secret, err = s.cfg.TokenFile.Read(); err != nil {
 			return nil, bad("reading the token", err)

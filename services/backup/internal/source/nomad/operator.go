@@ -113,7 +113,7 @@ func (s *snapStream) refused(status *source.StatusError) error {
 
 // open asks for an answer that is not JSON.
 func (c *client) open(ctx context.Context, path string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.address, "/")+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.address+path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("making the request: %w", err)
 	}

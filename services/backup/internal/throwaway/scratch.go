@@ -1,4 +1,4 @@
-package drill
+package throwaway
 
 import (
 	"errors"
@@ -13,19 +13,17 @@ const (
 	scratchPrefix = "lifeboat-drill-"
 	// newPrefix is the name of a folder that is not locked yet. Nothing but the folder itself is ever under that name.
 	newPrefix = ".lifeboat-drill-new-"
-	// walSize is what a fresh etcd allocates for its log.
-	walSize = 64 << 20
 )
 
-// scratch is a folder that belongs to one drill. Whoever runs holds a lock on it, which ends with the process however
+// Scratch is a folder that belongs to one drill. Whoever runs holds a lock on it, which ends with the process however
 // that ends: a folder without a lock is a leftover. A process id in the name could have been given to another process.
-type scratch struct {
+type Scratch struct {
 	dir  string
 	lock *os.File
 }
 
-// newScratch removes what earlier drills of dead processes left in parent, and makes a folder there.
-func newScratch(parent string) (*scratch, error) {
+// NewScratch removes what earlier drills of dead processes left in parent, and makes a folder there.
+func NewScratch(parent string) (*Scratch, error) {
 	if err := sweep(parent); err != nil {
 		return nil, err
 	}
@@ -34,20 +32,23 @@ func newScratch(parent string) (*scratch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a scratch folder: %w", err)
 	}
-	s := &scratch{dir: fresh}
+	s := &Scratch{dir: fresh}
 	if s.lock, err = tryLock(fresh); err != nil {
-		return nil, errors.Join(fmt.Errorf("locking a scratch folder: %w", err), s.remove())
+		return nil, errors.Join(fmt.Errorf("locking a scratch folder: %w", err), s.Remove())
 	}
 	named := filepath.Join(parent, scratchPrefix+strings.TrimPrefix(filepath.Base(fresh), newPrefix))
 	if err := os.Rename(fresh, named); err != nil {
-		return nil, errors.Join(fmt.Errorf("naming a scratch folder: %w", err), s.remove())
+		return nil, errors.Join(fmt.Errorf("naming a scratch folder: %w", err), s.Remove())
 	}
 	s.dir = named
 	return s, nil
 }
 
-// remove deletes the folder and lets go of its lock.
-func (s *scratch) remove() error {
+// Dir is the folder.
+func (s *Scratch) Dir() string { return s.dir }
+
+// Remove deletes the folder and lets go of its lock.
+func (s *Scratch) Remove() error {
 	err := os.RemoveAll(s.dir)
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
@@ -68,7 +69,7 @@ func sweep(parent string) error {
 		if !e.IsDir() || !strings.HasPrefix(e.Name(), scratchPrefix) {
 			continue
 		}
-		left := scratch{dir: filepath.Join(parent, e.Name())}
+		left := Scratch{dir: filepath.Join(parent, e.Name())}
 		left.lock, err = tryLock(left.dir)
 		switch {
 		case errors.Is(err, syscall.EWOULDBLOCK), errors.Is(err, os.ErrNotExist):
@@ -76,7 +77,7 @@ func sweep(parent string) error {
 		case err != nil:
 			return fmt.Errorf("looking at the leftovers of an earlier drill: %w", err)
 		}
-		if err := left.remove(); err != nil {
+		if err := left.Remove(); err != nil {
 			return err
 		}
 	}
@@ -95,14 +96,12 @@ func tryLock(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// checkRoom fails early when the disk cannot hold the snapshot and the server that is made of it: a full disk would
-// hurt others than the drill.
-func (s *scratch) checkRoom(snapshot int64) error {
+// CheckRoom fails early when the disk cannot hold so many bytes: a full disk would hurt others than the drill.
+func (s *Scratch) CheckRoom(need int64) error {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(s.dir, &fs); err != nil {
 		return fmt.Errorf("asking how much room there is: %w", err)
 	}
-	need := 2*snapshot + snapshot/10 + 2*walSize
 	free := int64(fs.Bavail) * int64(fs.Bsize) //nolint:gosec,unconvert // both fit, and their types differ by platform
 	if free < need {
 		return fmt.Errorf("a drill needs %d bytes in the scratch folder and %d are free", need, free)

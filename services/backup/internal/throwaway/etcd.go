@@ -1,4 +1,4 @@
-package drill
+package throwaway
 
 import (
 	"cmp"
@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.uber.org/zap"
@@ -21,9 +22,9 @@ import (
 )
 
 const (
-	serverName = "drill"
-	// loopback is where the server listens: a port that the system picks.
-	loopback = "http://127.0.0.1:0"
+	// EtcdName and EtcdPeerURL are the member that data must be restored for.
+	EtcdName    = "drill"
+	EtcdPeerURL = "http://127.0.0.1:0" // a port that the system picks
 	// startTimeout is how long the server may need from its start to its first answer, on top of loading its data.
 	startTimeout = 2 * time.Minute
 	// stopTimeout is how long it may need to end.
@@ -32,26 +33,32 @@ const (
 	quotaHeadroom = 512 << 20
 )
 
-// server is an etcd that serves restored data, on loopback.
-type server struct {
+// Etcd is an etcd server in this process that serves restored data, on loopback.
+type Etcd struct {
 	etcd *embed.Etcd
 	log  *serverLog
 	// revision is where the data was at when it was loaded. Leases that expire later move the server on.
 	revision int64
 }
 
-// startServer starts an etcd on a data directory and waits until it has answered.
-func startServer(ctx context.Context, dir string, size int64) (*server, error) {
-	listen, err := url.Parse(loopback)
+// Revision is where the data was at when it was loaded.
+func (s *Etcd) Revision() int64 { return s.revision }
+
+// Server is for what the API tells only to a user of the restored data, where authentication is on.
+func (s *Etcd) Server() *etcdserver.EtcdServer { return s.etcd.Server }
+
+// StartEtcd starts an etcd on a data directory and waits until it has answered.
+func StartEtcd(ctx context.Context, dir string, size int64) (*Etcd, error) {
+	listen, err := url.Parse(EtcdPeerURL)
 	if err != nil {
 		return nil, fmt.Errorf("parsing the server's address: %w", err)
 	}
-	s := &server{log: newServerLog()}
+	s := &Etcd{log: newServerLog()}
 	cfg := embed.NewConfig()
-	cfg.Name, cfg.Dir = serverName, dir
+	cfg.Name, cfg.Dir = EtcdName, dir
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*listen}, []url.URL{*listen}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*listen}, []url.URL{*listen}
-	cfg.InitialCluster = cfg.InitialClusterFromName(serverName)
+	cfg.InitialCluster = cfg.InitialClusterFromName(EtcdName)
 	cfg.ClusterState = embed.ClusterStateFlagExisting
 	cfg.EnableGRPCGateway = false
 	// Nothing here needs to survive a power failure.
@@ -72,7 +79,7 @@ func startServer(ctx context.Context, dir string, size int64) (*server, error) {
 		err = fmt.Errorf("starting etcd: %w", err)
 		select {
 		case s.etcd = <-started: // it came up after nobody waited for it any more
-			return nil, errors.Join(err, s.stop())
+			return nil, errors.Join(err, s.Stop())
 		default:
 			return nil, err
 		}
@@ -80,13 +87,13 @@ func startServer(ctx context.Context, dir string, size int64) (*server, error) {
 	s.etcd = <-started
 	s.revision = s.etcd.Server.KV().Rev()
 	if err := s.answer(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("waiting for etcd to answer: %w%s", err, s.log.said()), s.stop())
+		return nil, errors.Join(fmt.Errorf("waiting for etcd to answer: %w%s", err, s.log.said()), s.Stop())
 	}
 	return s, nil
 }
 
 // answer waits for the first answer.
-func (s *server) answer(ctx context.Context) error {
+func (s *Etcd) answer(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	select {
@@ -111,8 +118,8 @@ func (s *server) answer(ctx context.Context) error {
 	return nil
 }
 
-// keys counts the keys at a revision. It and hash go past the API, whose answers need a user where authentication is on.
-func (s *server) keys(ctx context.Context, rev int64) (int64, error) {
+// Keys counts the keys at a revision. It and Hash go past the API, whose answers need a user where authentication is on.
+func (s *Etcd) Keys(ctx context.Context, rev int64) (int64, error) {
 	all, err := s.etcd.Server.KV().Range(ctx, []byte{0}, []byte{}, mvcc.RangeOptions{Rev: rev, CountOnly: true})
 	if err != nil {
 		return 0, err
@@ -120,14 +127,14 @@ func (s *server) keys(ctx context.Context, rev int64) (int64, error) {
 	return int64(all.Count), nil
 }
 
-// hash is HashKV at a revision.
-func (s *server) hash(rev int64) (mvcc.KeyValueHash, error) {
+// Hash is HashKV at a revision.
+func (s *Etcd) Hash(rev int64) (mvcc.KeyValueHash, error) {
 	h, _, err := s.etcd.Server.KV().HashStorage().HashByRev(rev)
 	return h, err
 }
 
-// stop ends the server.
-func (s *server) stop() error {
+// Stop ends the server.
+func (s *Etcd) Stop() error {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -161,6 +168,13 @@ const (
 
 var errGaveUp = errors.New("etcd gave up")
 
+// WithinEtcd runs f, which calls into etcd's libraries, so that their giving up, which would end this process, is an error that
+// says what they logged. f is left behind when it does not come back soon after ctx has ended.
+func WithinEtcd(ctx context.Context, f func(*zap.Logger) error) error {
+	log := newServerLog()
+	return log.within(ctx, func() error { return f(log.zap()) })
+}
+
 func newServerLog() *serverLog { return &serverLog{gaveUp: make(chan struct{})} }
 
 func (l *serverLog) zap() *zap.Logger {
@@ -186,7 +200,7 @@ func (l *serverLog) within(ctx context.Context, f func() error) error {
 	go func() {
 		err := errGaveUp
 		defer func() { done <- err }() // also when this goroutine is ended by a fatal message
-		err = guard(f)
+		err = Guard(f)
 	}()
 	var err error
 	select {
@@ -258,3 +272,14 @@ func (c *logCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 
 // Sync is for zapcore.
 func (*logCore) Sync() error { return nil }
+
+// Guard turns a panic into an error. The libraries that read restored data panic on some that is damaged, and a worker must live
+// to report that.
+func Guard(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("it panicked: %v", p)
+		}
+	}()
+	return f()
+}
