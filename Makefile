@@ -31,12 +31,12 @@ demo: .bin/lifeboat ## The same without a person: everything happens once, and a
 
 .PHONY: test
 test: ## Every test but the slow ones; builds the real servers on first use
-	@tools/build consul nomad alertmanager nats-server etcd
+	@tools/build consul nomad alertmanager nats-server etcd etcdctl etcdutl
 	@for m in $(MODULES); do echo "== $$m"; (cd $$m && go test -race -p 1 -timeout 15m ./...); done
 
 .PHONY: e2e
 e2e: ## The slow tests: the whole demo on real Consul and Nomad, and services killed as processes
-	@tools/build consul nomad alertmanager nats-server etcd
+	@tools/build consul nomad alertmanager nats-server etcd etcdctl etcdutl
 	@cd tests && go test -tags e2e -count 1 -p 1 -timeout 30m -v ./...
 
 .PHONY: bench
@@ -44,11 +44,17 @@ bench: ## Benchmarks of the hot paths, each beside the raw limit it is compared 
 	@cd services/backup && go test -run '^$$' -bench . -benchmem -count 3 ./internal/pipeline
 	@cd fleet && go test -run '^$$' -bench . -benchmem -count 3 ./bus
 	@$(MAKE) bench-snapshot
+	@$(MAKE) bench-drill
 
 .PHONY: bench-snapshot
 bench-snapshot: .bin/lifeboat ## A snapshot against the raw stream and the stock tools: time, memory, bytes (SIZE_MIB=1024)
 	@tools/build etcd etcdctl consul nats-server
 	@cd tests && go run ./bench/snapshot -size-mib $(or $(SIZE_MIB),1024) -lifeboat ../.bin/lifeboat
+
+.PHONY: bench-drill
+bench-drill: .bin/lifeboat ## A drill and a restore against the stock tools that do the same: time, memory (SIZE_MIB=1024)
+	@tools/build etcd etcdutl consul nats-server
+	@cd tests && go run ./bench/drill -size-mib $(or $(SIZE_MIB),1024) -lifeboat ../.bin/lifeboat
 
 .PHONY: fuzz
 fuzz: ## Fuzz every parser for FUZZTIME each (default 20s)

@@ -31,8 +31,8 @@ func root() *cobra.Command {
 		&cobra.Group{ID: "run", Title: "Services:"},
 		&cobra.Group{ID: "try", Title: "To try it:"},
 	)
-	add(cmd, "operate", backup.StatusCommand(), backup.SnapshotCommand(), backup.DrillCommand(), backup.PruneCommand(),
-		checkConfig())
+	add(cmd, "operate", backup.StatusCommand(), backup.SnapshotCommand(), backup.DrillCommand(), backup.RestoreCommand(),
+		backup.PruneCommand(), checkConfig())
 	add(cmd, "run", named("scheduler", scheduler.Command()), named("backup", backup.Command()), named("notifier", notifier.Command()))
 	add(cmd, "try", up.Command(), demo.Command())
 	return cmd

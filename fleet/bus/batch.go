@@ -67,22 +67,30 @@ func (b *Bus) PutStateWith(ctx context.Context, s State, with Outgoing) (seq uin
 	last.Header.Set(headerBatchID, id)
 	last.Header.Set(headerBatchSeq, "2")
 	last.Header.Set(headerBatchCommit, "1")
-	// The first message asks for no reply: the server answers the commit for the whole batch.
-	if err = b.nc.PublishMsg(first); err != nil {
-		return 0, fmt.Errorf("publishing to %s: %w", first.Subject, err)
-	}
-	lastSeq, err := b.commit(ctx, last)
+	err = b.guarded(ctx, func(ctx context.Context) error {
+		// The first message asks for no reply: the server answers the commit for the whole batch.
+		if err := b.nc.PublishMsg(first); err != nil {
+			return fmt.Errorf("publishing to %s: %w", first.Subject, err)
+		}
+		lastSeq, err := b.commit(ctx, last)
+		seq = lastSeq - 1
+		return err
+	}, first.Subject, last.Subject)
 	if err != nil {
 		return 0, err
 	}
-	return lastSeq - 1, nil
+	return seq, nil
 }
 
 // commit sends a request to a stream's subject and reads the acknowledgement.
 func (b *Bus) commit(ctx context.Context, m *nats.Msg) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	reply, err := b.nc.RequestMsgWithContext(ctx, m)
+	var reply *nats.Msg
+	err := b.guarded(ctx, func(ctx context.Context) (err error) {
+		reply, err = b.nc.RequestMsgWithContext(ctx, m)
+		return err
+	}, m.Subject)
 	if err != nil {
 		return 0, fmt.Errorf("publishing to %s: %w", m.Subject, err)
 	}

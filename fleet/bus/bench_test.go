@@ -50,7 +50,7 @@ func BenchmarkPublish(b *testing.B) {
 			for pb.Next() {
 				target := fmt.Sprintf("t-%d", n.Add(1))
 				state := bus.State{Outgoing: bus.Outgoing{
-					Subject: bus.ScheduleSubject(target, config.WorkSnapshot), Message: &lifeboatv1.ScheduleState{},
+					Subject: bus.ScheduleSubject(target, string(config.WorkSnapshot)), Message: &lifeboatv1.ScheduleState{},
 				}}
 				if _, err := c.PutStateWith(b.Context(), state, job(target)); err != nil {
 					b.Error(err)

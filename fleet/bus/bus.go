@@ -8,11 +8,11 @@ package bus
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -30,88 +30,63 @@ type Bus struct {
 	actor    string
 	replicas int
 	url      string
+	monitor  *monitor
+	denials  *denials
 	metrics  *metrics
+	// refused are the updates of streams that this user may not do, by stream, and told the last word on durability: each is
+	// logged once.
+	mu      sync.Mutex
+	refused map[string]string
+	told    string
 }
 
 // Options say who connects and where.
 type Options struct {
 	Config config.NATS
 	// Actor names the service and instance, as "lifeboat-backup@host"; it signs events and dead letters.
-	Actor      string
+	Actor string
+	// Role is what stands for {role} in nats.inbox_prefix; when empty the service's name in Actor without "lifeboat-".
+	Role       string
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
 
-// Connect starts connecting and returns at once: while no server answers it keeps trying, for ever, and Ready says so.
-// It fails only on settings that can never work, such as a credentials file that does not exist.
-func Connect(o Options) (*Bus, error) {
-	log := o.Logger.With(slog.String("nats_url", o.Config.URL))
-	opts := []nats.Option{
-		nats.Name(o.Actor),
-		nats.MaxReconnects(-1),
-		nats.RetryOnFailedConnect(true),
-		nats.ReconnectWait(500 * time.Millisecond),
-		nats.ReconnectJitter(100*time.Millisecond, time.Second),
-		nats.Timeout(5 * time.Second),
-		nats.ConnectHandler(func(*nats.Conn) { log.Info("connected to NATS") }),
-		nats.ReconnectHandler(func(*nats.Conn) { log.Info("reconnected to NATS") }),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil {
-				log.Warn("lost NATS, reconnecting", slog.Any("err", err))
-			}
-		}),
-		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
-			log.Warn("NATS does not answer, trying again", slog.Any("err", err))
-		}),
-		// A denied permission shows up as a time-out at the caller; only this handler is told the reason.
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			log.Error("NATS reports an error", slog.Any("err", err))
-		}),
+func (o Options) role() string {
+	if o.Role != "" {
+		return o.Role
 	}
-	if o.Config.CredsFile != "" {
-		if _, err := o.Config.CredsFile.Read(); err != nil {
-			return nil, fmt.Errorf("nats.creds_file: %w", err)
-		}
-		opts = append(opts, nats.UserCredentials(string(o.Config.CredsFile)))
-	}
-	tlsConfig, err := o.Config.TLS.Client()
-	if err != nil {
-		return nil, fmt.Errorf("nats.tls: %w", err)
-	}
-	if tlsConfig != nil {
-		opts = append(opts, nats.Secure(tlsConfig))
-	} else if strings.HasPrefix(o.Config.URL, "tls://") {
-		opts = append(opts, nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12}))
-	}
-	nc, err := nats.Connect(o.Config.URL, opts...)
-	if err != nil {
-		return nil, fmt.Errorf("connecting to NATS at %s: %w", o.Config.URL, err)
-	}
-	js, err := jetstream.New(nc)
-	if err != nil {
-		nc.Close()
-		return nil, fmt.Errorf("opening JetStream: %w", err)
-	}
-	return &Bus{
-		nc: nc, js: js, log: o.Logger, actor: o.Actor, replicas: max(o.Config.Replicas, 1), url: o.Config.URL,
-		metrics: newMetrics(o.Registerer),
-	}, nil
+	name, _, _ := strings.Cut(o.Actor, "@")
+	return strings.TrimPrefix(name, "lifeboat-")
 }
 
 // Actor is the name that signs this connection's events.
 func (b *Bus) Actor() string { return b.actor }
 
+// Connected reports whether there is a connection now, for who would rather do without than wait for one.
+func (b *Bus) Connected() error {
+	if b.nc.IsConnected() {
+		return nil
+	}
+	// The library's handlers are not told of a handshake that failed, and what it keeps itself is often only that the server
+	// hung up after it had given the reason.
+	err := b.nc.LastError()
+	if told := b.denials.whyAway(); told != nil && !errors.Is(err, nats.ErrTLS) {
+		err = told
+	}
+	if err != nil && !errors.Is(err, nats.ErrPermissionViolation) {
+		return fmt.Errorf("NATS at %s is not connected: %w", b.url, err)
+	}
+	return fmt.Errorf("NATS at %s is not connected", b.url)
+}
+
 // Ready reports whether the server answers and JetStream with our streams is there.
 func (b *Bus) Ready(ctx context.Context) error {
-	if !b.nc.IsConnected() {
-		if err := b.nc.LastError(); err != nil {
-			return fmt.Errorf("NATS at %s is not connected: %w", b.url, err)
-		}
-		return fmt.Errorf("NATS at %s is not connected", b.url)
+	if err := b.Connected(); err != nil {
+		return err
 	}
-	for _, name := range []string{StreamJobs, StreamEvents, StreamAlerts, StreamDead} {
-		if _, err := b.js.Stream(ctx, name); err != nil {
-			return fmt.Errorf("stream %s: %w", name, err)
+	for _, name := range streams() {
+		if _, err := b.stream(ctx, name); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -315,7 +315,7 @@ func TestAHandedBackJobGoesOnAtOnce(t *testing.T) {
 
 func TestAStateIsWrittenByOneOnly(t *testing.T) {
 	_, b := fleet(t)
-	subject := bus.ScheduleSubject("etcd-prod", config.WorkSnapshot)
+	subject := bus.ScheduleSubject("etcd-prod", string(config.WorkSnapshot))
 	state := func(expect uint64) bus.State {
 		return bus.State{Outgoing: bus.Outgoing{Subject: subject, Message: &lifeboatv1.ScheduleState{Reason: fmt.Sprint(expect)}}, Expect: expect}
 	}
@@ -334,7 +334,7 @@ func TestAStateIsWrittenByOneOnly(t *testing.T) {
 
 func TestABatchIsStoredWholeOrNotAtAll(t *testing.T) {
 	_, b := fleet(t)
-	subject := bus.ScheduleSubject("etcd-prod", config.WorkSnapshot)
+	subject := bus.ScheduleSubject("etcd-prod", string(config.WorkSnapshot))
 	state := bus.State{Outgoing: bus.Outgoing{Subject: subject, Message: &lifeboatv1.ScheduleState{}}}
 	var err error
 	state.Expect, err = b.PutStateWith(t.Context(), state, job("etcd-prod"))

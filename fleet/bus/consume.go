@@ -45,7 +45,8 @@ type Consumer struct {
 }
 
 // Consume works messages off until the context ends. It returns nil then, and an error only when the consumer can never
-// work, such as a filter that overlaps another consumer's. While NATS is away it waits.
+// work, such as a filter that overlaps another consumer's, or an ErrDenied at the start. While NATS is away it waits, and also
+// when a permission is taken away later.
 func (b *Bus) Consume(ctx context.Context, c Consumer) error {
 	if c.Backoff == nil {
 		c.Backoff = Exponential(time.Second, time.Minute)
@@ -70,16 +71,29 @@ func (b *Bus) Consume(ctx context.Context, c Consumer) error {
 	return <-errs
 }
 
+// deniedWithin is how soon after the start a denied permission shows.
+const deniedWithin = 5 * time.Second
+
 // consumeLoop keeps one pull subscription alive through reconnects and deleted consumers.
 func (b *Bus) consumeLoop(ctx context.Context, c Consumer, cfg jetstream.ConsumerConfig) error {
 	retry := Exponential(200*time.Millisecond, 10*time.Second)
+	worked := false
 	for attempt := int64(1); ctx.Err() == nil; attempt++ {
-		err := b.pull(ctx, c, cfg, func() { attempt = 1 })
+		begin := time.Now()
+		err := b.guarded(ctx, func(guarded context.Context) error {
+			return b.pull(ctx, guarded, c, cfg, func() { attempt, worked = 1, true })
+		}, api("CONSUMER.CREATE", c.Stream, c.Durable), api("CONSUMER.CREATE", c.Stream, c.Durable, ">"),
+			api("CONSUMER.MSG.NEXT", c.Stream, c.Durable))
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // a stop is how this ends; the error is only its echo
 		}
-		var api *jetstream.APIError
-		if errors.As(err, &api) && api.Code == 400 {
+		var apiErr *jetstream.APIError
+		if errors.As(err, &apiErr) && apiErr.Code == 400 {
+			return fmt.Errorf("consumer %s on %s: %w", c.Durable, c.Stream, err)
+		}
+		denied := errors.Is(err, ErrDenied)
+		worked = worked || (denied && time.Since(begin) > deniedWithin)
+		if denied && !worked {
 			return fmt.Errorf("consumer %s on %s: %w", c.Durable, c.Stream, err)
 		}
 		b.log.WarnContext(ctx, "consumer interrupted, trying again", slog.String("consumer", c.Durable), slog.Any("err", err))
@@ -90,8 +104,9 @@ func (b *Bus) consumeLoop(ctx context.Context, c Consumer, cfg jetstream.Consume
 	return nil
 }
 
-func (b *Bus) pull(ctx context.Context, c Consumer, cfg jetstream.ConsumerConfig, healthy func()) error {
-	setup, cancel := context.WithTimeout(ctx, publishTimeout)
+// pull hands out messages until the guarded context ends. Handlers run in ctx: a permission that is taken away ends no work.
+func (b *Bus) pull(ctx, guarded context.Context, c Consumer, cfg jetstream.ConsumerConfig, healthy func()) error {
+	setup, cancel := context.WithTimeout(guarded, publishTimeout)
 	defer cancel()
 	cons, err := b.js.CreateOrUpdateConsumer(setup, c.Stream, cfg)
 	if err != nil {
@@ -104,7 +119,7 @@ func (b *Bus) pull(ctx context.Context, c Consumer, cfg jetstream.ConsumerConfig
 	}
 	defer it.Stop()
 	for {
-		m, err := it.Next(jetstream.NextContext(ctx))
+		m, err := it.Next(jetstream.NextContext(guarded))
 		if err != nil {
 			return fmt.Errorf("waiting for a message: %w", err)
 		}
@@ -166,7 +181,7 @@ func (b *Bus) settle(
 		(c.GiveUpAfter > 0 && time.Since(m.Stored) >= c.GiveUpAfter)
 	switch {
 	case failed == nil:
-		return "ack", jm.DoubleAck(ctx)
+		return "ack", b.guarded(ctx, jm.DoubleAck, jm.Reply())
 	case lost || errors.Is(failed, ErrClaimLost):
 		// Somebody else has it, and works on it. The server takes a nak or a term of an old delivery for one of the new
 		// one, so this delivery says nothing more; if the other one dies, the server redelivers by itself.

@@ -26,7 +26,8 @@ type Follower struct {
 	CaughtUp func()
 }
 
-// Follow calls f until the context ends, and returns nil then. While NATS is away it waits.
+// Follow calls f until the context ends, and returns nil then. While NATS is away it waits. It returns an ErrDenied when this
+// user may not read the stream; once it has caught up, it waits for that too.
 func (b *Bus) Follow(ctx context.Context, f Follower) error {
 	retry := Exponential(200*time.Millisecond, 10*time.Second)
 	caughtUp := false
@@ -38,9 +39,13 @@ func (b *Bus) Follow(ctx context.Context, f Follower) error {
 	}
 	var created time.Time
 	for attempt := int64(1); ctx.Err() == nil; attempt++ {
-		err := b.follow(ctx, f, &created, once)
+		err := b.guarded(ctx, func(ctx context.Context) error { return b.follow(ctx, f, &created, once) },
+			api("CONSUMER.CREATE", f.Stream, ">"), api("CONSUMER.MSG.NEXT", f.Stream, ">"))
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // a stop is how this ends; the error is only its echo
+		}
+		if errors.Is(err, ErrDenied) && !caughtUp {
+			return fmt.Errorf("following stream %s: %w", f.Stream, err)
 		}
 		b.log.WarnContext(ctx, "following interrupted, trying again", slog.String("stream", f.Stream), slog.Any("err", err))
 		if !wait(ctx, retry(attempt)) {
@@ -53,9 +58,9 @@ func (b *Bus) Follow(ctx context.Context, f Follower) error {
 func (b *Bus) follow(ctx context.Context, f Follower, created *time.Time, caughtUp func()) error {
 	setup, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	s, err := b.js.Stream(setup, f.Stream)
+	s, err := b.stream(setup, f.Stream)
 	if err != nil {
-		return fmt.Errorf("looking up stream %s: %w", f.Stream, err)
+		return err
 	}
 	if now := s.CachedInfo().Created; !now.Equal(*created) {
 		if !created.IsZero() && f.Reset != nil {
@@ -107,7 +112,7 @@ const creationInterval = 5 * time.Second
 func (b *Bus) watchCreation(ctx context.Context, stream string, created time.Time, stop context.CancelCauseFunc) {
 	for wait(ctx, creationInterval) {
 		asking, cancel := context.WithTimeout(ctx, publishTimeout)
-		s, err := b.js.Stream(asking, stream)
+		s, err := b.stream(asking, stream)
 		cancel()
 		if err == nil && !s.CachedInfo().Created.Equal(created) {
 			stop(fmt.Errorf("stream %s was made anew", stream))
@@ -120,9 +125,9 @@ func (b *Bus) watchCreation(ctx context.Context, stream string, created time.Tim
 func (b *Bus) Subjects(ctx context.Context, stream, filter string) (map[string]uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	s, err := b.js.Stream(ctx, stream)
+	s, err := b.stream(ctx, stream)
 	if err != nil {
-		return nil, fmt.Errorf("looking up stream %s: %w", stream, err)
+		return nil, err
 	}
 	info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
 	if err != nil {

@@ -11,6 +11,7 @@ type metrics struct {
 	dead     *prometheus.CounterVec
 	lost     prometheus.Counter
 	inFlight *prometheus.GaugeVec
+	durable  *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -37,5 +38,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "lifeboat_messages_in_flight",
 			Help: "Messages being handled now.",
 		}, []string{"consumer"}),
+		durable: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lifeboat_nats_durable",
+			Help: "1 if what NATS acknowledged outlives its servers, 0 if not, by aspect: replicas (three of every stream), " +
+				"sync (written to disk before it is acknowledged). An aspect that is not known is absent.",
+		}, []string{"aspect"}),
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -58,11 +59,18 @@ func (b *Bus) Publish(ctx context.Context, o Outgoing) (seq uint64, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	ack, err := b.js.PublishMsg(ctx, m)
+	err = b.guarded(ctx, func(ctx context.Context) error {
+		ack, err := b.js.PublishMsg(ctx, m)
+		if err != nil {
+			return classify(err)
+		}
+		seq = ack.Sequence
+		return nil
+	}, o.Subject)
 	if err != nil {
-		return 0, fmt.Errorf("publishing to %s: %w", o.Subject, classify(err))
+		return 0, fmt.Errorf("publishing to %s: %w", o.Subject, err)
 	}
-	return ack.Sequence, nil
+	return seq, nil
 }
 
 // PublishAll stores several messages and returns only when all of them are stored. After an error some of them may be:
@@ -74,6 +82,14 @@ func (b *Bus) PublishAll(ctx context.Context, all []Outgoing) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
+	subjects := make([]string, 0, len(all))
+	for _, o := range all {
+		subjects = append(subjects, o.Subject)
+	}
+	return b.guarded(ctx, func(ctx context.Context) error { return b.publishAll(ctx, all) }, slices.Compact(subjects)...)
+}
+
+func (b *Bus) publishAll(ctx context.Context, all []Outgoing) error {
 	acks := make([]jetstream.PubAckFuture, 0, len(all))
 	for _, o := range all {
 		m, err := encode(ctx, o)
@@ -126,11 +142,15 @@ func (b *Bus) Emit(ctx context.Context, e *lifeboatv1.Event) error {
 func (b *Bus) Last(ctx context.Context, stream, subject string, into proto.Message) (seq uint64, at time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	s, err := b.js.Stream(ctx, stream)
+	s, err := b.stream(ctx, stream)
 	if err != nil {
-		return 0, time.Time{}, fmt.Errorf("looking up stream %s: %w", stream, err)
+		return 0, time.Time{}, err
 	}
-	m, err := s.GetLastMsgForSubject(ctx, subject)
+	var m *jetstream.RawStreamMsg
+	err = b.guarded(ctx, func(ctx context.Context) error {
+		m, err = s.GetLastMsgForSubject(ctx, subject)
+		return err
+	}, api("DIRECT.GET", stream, subject), api("STREAM.MSG.GET", stream))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return 0, time.Time{}, nil
 	}

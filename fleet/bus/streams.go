@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -59,42 +60,101 @@ func streamConfigs(replicas int) []jetstream.StreamConfig {
 	}
 }
 
+// streams are the names of all of them.
+func streams() []string { return []string{StreamJobs, StreamEvents, StreamAlerts, StreamDead} }
+
+// api is a subject of the JetStream API.
+func api(call string, tokens ...string) string {
+	return jetstream.DefaultAPIPrefix + strings.Join(append([]string{call}, tokens...), ".")
+}
+
+// stream looks a stream up.
+func (b *Bus) stream(ctx context.Context, name string) (s jetstream.Stream, err error) {
+	err = b.guarded(ctx, func(ctx context.Context) error {
+		s, err = b.js.Stream(ctx, name)
+		return err
+	}, api("STREAM.INFO", name))
+	if err != nil {
+		return nil, fmt.Errorf("looking up stream %s: %w", name, err)
+	}
+	return s, nil
+}
+
 // EnsureStreams creates the streams that are missing and updates in place the settings that can be updated. It never
 // deletes one: a stream that differs in what cannot change is an error that says what differs.
+//
+// A user who may not create streams finds them there, or is told with an ErrDenied who creates them. One who may not update
+// them takes them as they are, and the log says what differs.
 func (b *Bus) EnsureStreams(ctx context.Context) error {
 	for _, want := range streamConfigs(b.replicas) {
-		s, err := b.js.Stream(ctx, want.Name)
-		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			// Two services may create it at once: the same settings are no conflict for the server.
-			if s, err = b.js.CreateStream(ctx, want); err != nil {
-				return fmt.Errorf("creating stream %s: %w", want.Name, err)
-			}
-			if err = taken(s, want); err != nil {
-				return err
-			}
-			b.log.InfoContext(ctx, "created stream", slog.String("stream", want.Name))
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("looking up stream %s: %w", want.Name, err)
-		}
-		have := s.CachedInfo().Config
-		fixed, updatable := streamDiff(have, want)
-		if len(fixed) > 0 {
-			return fmt.Errorf("stream %s exists with settings that cannot be changed in place: %v; "+
-				"move its messages away and delete it, or point nats.url elsewhere", want.Name, fixed)
-		}
-		if len(updatable) == 0 {
-			continue
-		}
-		b.log.WarnContext(ctx, "updating stream in place", slog.String("stream", want.Name), slog.Any("differs", updatable))
-		if s, err = b.js.UpdateStream(ctx, applyStream(have, want)); err != nil {
-			return fmt.Errorf("updating stream %s (%v): %w", want.Name, updatable, err)
-		}
-		if err := taken(s, want); err != nil {
+		if err := b.ensureStream(ctx, want); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+func (b *Bus) ensureStream(ctx context.Context, want jetstream.StreamConfig) error {
+	s, err := b.stream(ctx, want.Name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return b.createStream(ctx, want)
+	}
+	if err != nil {
+		return err
+	}
+	have := s.CachedInfo().Config
+	fixed, updatable := streamDiff(have, want)
+	if len(fixed) > 0 {
+		return fmt.Errorf("stream %s exists with settings that cannot be changed in place: %v; "+
+			"move its messages away and delete it, or point nats.url elsewhere", want.Name, fixed)
+	}
+	if len(updatable) == 0 || !b.mayUpdate(want.Name, updatable) {
+		return nil
+	}
+	b.log.WarnContext(ctx, "updating stream in place", slog.String("stream", want.Name), slog.Any("differs", updatable))
+	err = b.guarded(ctx, func(ctx context.Context) error {
+		s, err = b.js.UpdateStream(ctx, applyStream(have, want))
+		return err
+	}, api("STREAM.UPDATE", want.Name))
+	if errors.Is(err, ErrDenied) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.refused[want.Name] = fmt.Sprint(updatable)
+		b.log.WarnContext(ctx, "this user may not update the stream, and takes it as it is; the scheduler updates it at its start",
+			slog.String("stream", want.Name), slog.Any("differs", updatable), slog.Any("err", err))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("updating stream %s (%v): %w", want.Name, updatable, err)
+	}
+	return taken(s, want)
+}
+
+// mayUpdate is false for an update that was denied before, so that the server's log does not fill up with them.
+func (b *Bus) mayUpdate(stream string, differs []string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.refused[stream] != fmt.Sprint(differs)
+}
+
+func (b *Bus) createStream(ctx context.Context, want jetstream.StreamConfig) (err error) {
+	var s jetstream.Stream
+	err = b.guarded(ctx, func(ctx context.Context) error {
+		// Two services may create it at once: the same settings are no conflict for the server.
+		s, err = b.js.CreateStream(ctx, want)
+		return err
+	}, api("STREAM.CREATE", want.Name))
+	if errors.Is(err, ErrDenied) {
+		return fmt.Errorf("stream %s does not exist yet, and this user may not create it: start the scheduler first, whose user may; %w",
+			want.Name, err)
+	}
+	if err != nil {
+		return fmt.Errorf("creating stream %s: %w", want.Name, err)
+	}
+	if err := taken(s, want); err != nil {
+		return err
+	}
+	b.log.InfoContext(ctx, "created stream", slog.String("stream", want.Name))
 	return nil
 }
 

@@ -41,9 +41,9 @@ func ParseJobSubject(subject string) (w config.Work, target string, ok bool) {
 	return config.Work(parts[2]), parts[3], true
 }
 
-// ScheduleSubject holds the newest tick that was decided for a target.
-func ScheduleSubject(target string, w config.Work) string {
-	return fmt.Sprintf("lifeboat.state.schedule.%s.%s", target, w)
+// ScheduleSubject holds the newest tick that was decided of a target's schedule, by the schedule's name.
+func ScheduleSubject(target, schedule string) string {
+	return fmt.Sprintf("lifeboat.state.schedule.%s.%s", target, schedule)
 }
 
 // ClaimSubject holds which delivery may commit for a target.

@@ -34,15 +34,7 @@ func (c *checker) add(key, format string, args ...any) {
 // check returns everything that decoding could not see.
 func (cfg *Config) check() []problem {
 	c := &checker{}
-	if cfg.NATS.Replicas < 0 || cfg.NATS.Replicas > 5 {
-		c.add("nats.replicas", "is %d; JetStream takes 1 to 5", cfg.NATS.Replicas)
-	}
-	if cfg.NATS.URL != "" {
-		for u := range strings.SplitSeq(cfg.NATS.URL, ",") {
-			c.url("nats.url", strings.TrimSpace(u), "nats", "tls", "ws", "wss")
-		}
-	}
-	c.tls("nats.tls", cfg.NATS.TLS)
+	c.nats(cfg.NATS)
 	c.objectStore("store", cfg.Store.ObjectStore)
 	if cp := cfg.Store.Copy; cp != nil {
 		c.objectStore("store.copy", *cp)
@@ -201,6 +193,7 @@ func (c *checker) target(key string, t Target) {
 		c.add(key+".read_back.sample_above_mib", "must not be negative")
 	}
 	c.retention(key, t)
+	c.drill(key+".drill", t)
 	if t.TimeZone == "Local" {
 		c.add(key+".time_zone", "use an IANA name; Local differs from machine to machine")
 	}
@@ -208,15 +201,13 @@ func (c *checker) target(key string, t Target) {
 		c.add(key+".time_zone", "%v", err)
 		return // every schedule would say it again
 	}
-	lines := map[Work]string{WorkSnapshot: ".schedule", WorkVerify: ".verify.schedule", WorkDrill: ".drill.schedule", WorkPrune: ".prune.schedule"}
-	for _, w := range Works() {
-		line := t.ScheduleOf(w)
-		if line == "" {
-			continue
+	for _, s := range t.Schedules() {
+		if _, err := ParseSchedule(s.Line, t.TimeZone); err != nil {
+			c.add(key+"."+s.Key, "%q: %v", s.Line, err)
 		}
-		if _, err := ParseSchedule(line, t.TimeZone); err != nil {
-			c.add(key+lines[w], "%q: %v", line, err)
-		}
+	}
+	if escrow := t.Drill.Escrow.Schedule; escrow != "" && escrow == t.Drill.Schedule {
+		c.add(key+".drill.escrow.schedule", "is that of drill.schedule: two drills of a target never run at once, so one of them would be missed each time")
 	}
 }
 

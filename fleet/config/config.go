@@ -20,14 +20,27 @@ type Config struct {
 	Notifier     Notifier     `yaml:"notifier"`
 }
 
-// NATS says how to reach the servers that carry jobs, events and alerts.
+// NATS says how to reach the servers that carry jobs, events and alerts. At most one of CredsFile, NkeyFile and Username is set.
 type NATS struct {
 	// URL is one server or several, separated by commas.
-	URL       string     `yaml:"url"`
+	URL string `yaml:"url"`
+	// CredsFile holds a user's JWT and its seed, as nsc writes them. It is read again for every connection, and so are the
+	// files below.
 	CredsFile SecretFile `yaml:"creds_file"`
-	TLS       TLS        `yaml:"tls"`
+	// NkeyFile holds the seed of a user's NKey ("SU...").
+	NkeyFile     SecretFile `yaml:"nkey_file"`
+	Username     string     `yaml:"username"`
+	PasswordFile SecretFile `yaml:"password_file"`
+	TLS          TLS        `yaml:"tls"`
 	// Replicas of every stream; 1 when empty. Production wants 3.
 	Replicas int `yaml:"replicas"`
+	// InboxPrefix begins the subjects on which answers come; _INBOX when empty. {role} in it stands for the role of the
+	// process (scheduler, snapshot, verify, drill, prune, notifier, cli), so that one file does for roles that may not read
+	// each other's answers.
+	InboxPrefix string `yaml:"inbox_prefix"`
+	// MonitorURLs are the monitoring addresses of all servers. Only there do they tell whether they write to disk before they
+	// acknowledge (sync_interval).
+	MonitorURLs []string `yaml:"monitor_urls"`
 }
 
 // TLS names the files of a client's TLS. All empty means the scheme of the address decides, with the system's roots.

@@ -70,6 +70,12 @@ func TestTheExampleIsAGoodFile(t *testing.T) {
 	assert.Empty(t, consul.ScheduleOf(config.WorkPrune), "without a policy nothing is pruned")
 }
 
+func TestAnInboxMayBeOfTheRole(t *testing.T) {
+	assert.Equal(t, "_INBOX_drill", config.NATS{InboxPrefix: "_INBOX_{role}"}.Inbox("drill"))
+	assert.Equal(t, "_INBOX.backups", config.NATS{InboxPrefix: "_INBOX.backups"}.Inbox("drill"))
+	assert.Empty(t, config.NATS{}.Inbox("drill"))
+}
+
 func TestAPolicyIsAppliedDailyUnlessItSaysWhen(t *testing.T) {
 	target := config.Target{Retention: config.Retention{Daily: 7, ShrinkGuard: 40}}
 	assert.Equal(t, "@daily", target.ScheduleOf(config.WorkPrune))
@@ -111,6 +117,10 @@ func TestBadInputNamesFileLineAndKey(t *testing.T) {
 		"bad endpoint":        {"https://s3.example.com", "s3.example.com", []string{"lifeboat.yaml:4:", "store.endpoint"}},
 		"password in URL":     {"http://127.0.0.1:8500", "http://u:geheim@127.0.0.1:8500", []string{"lifeboat.yaml:15:", "targets[1].consul.address", "secrets go into files"}},
 		"a login in nats.url": {"nats://127.0.0.1:4222", "nats://u:geheim@127.0.0.1:4222", []string{"lifeboat.yaml:1:", "nats.url", "secrets go into files"}},
+		"two ways to log in":  {"replicas: 3", "creds_file: a, nkey_file: b", []string{"lifeboat.yaml:1:", "nats", "one of creds_file, nkey_file and username", "2 of them"}},
+		"half a login":        {"replicas: 3", "username: lifeboat", []string{"lifeboat.yaml:1:", "nats", "password_file"}},
+		"a wildcard inbox":    {"replicas: 3", "inbox_prefix: \"_INBOX.>\"", []string{"lifeboat.yaml:1:", "nats.inbox_prefix", "_INBOX_{role}"}},
+		"a strange monitor":   {"replicas: 3", "monitor_urls: [\"nats://n1:8222\"]", []string{"lifeboat.yaml:1:", "nats.monitor_urls[0]", "http://"}},
 		"no bucket":           {"  bucket: backups\n", "", []string{"lifeboat.yaml:3:", "store.bucket", "is missing"}},
 		"a secret as value":   {"slack: {webhook_url_file: slack-url}", "slack: {webhook_url: slack-url}", []string{"lifeboat.yaml:20:", "webhook_url"}},
 		"not YAML":            {"store:\n", "store: [\n", []string{"lifeboat.yaml:"}},

@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,8 +26,8 @@ type Base struct {
 }
 
 // NewBase reads the configuration and starts connecting to NATS. A bad configuration is a UsageError; a NATS that does
-// not answer is not an error here.
-func NewBase(name, configPath string, log *slog.Logger) (*Base, error) {
+// not answer is not an error here. Roles are those of a service whose processes differ in what they may do.
+func NewBase(name, configPath string, log *slog.Logger, roles ...string) (*Base, error) {
 	log = log.With(slog.String("service", name))
 	reg := NewRegistry()
 	live, err := LoadLive(configPath, log, reg)
@@ -34,7 +35,7 @@ func NewBase(name, configPath string, log *slog.Logger) (*Base, error) {
 		return nil, err
 	}
 	b, err := bus.Connect(bus.Options{
-		Config: live.Current().NATS, Actor: Instance(name), Logger: log, Registerer: reg,
+		Config: live.Current().NATS, Actor: Instance(name), Role: role(roles), Logger: log, Registerer: reg,
 	})
 	if err != nil {
 		return nil, &UsageError{err}
@@ -50,6 +51,9 @@ func NewBase(name, configPath string, log *slog.Logger) (*Base, error) {
 	}
 	return &Base{Name: name, Live: live, Bus: b, Logger: log, Registry: reg}, nil
 }
+
+// role is one word for all roles of a process.
+func role(roles []string) string { return strings.Join(strings.Fields(strings.Join(roles, " ")), "-") }
 
 // Config is the configuration in force.
 func (b *Base) Config() *config.Config { return b.Live.Current() }
@@ -89,6 +93,9 @@ func (b *Base) Run(ctx context.Context, listen string, started func(addr string)
 			close(streams)
 			// Again from time to time: a NATS that lost its data comes back without them.
 			for ctx.Err() == nil {
+				if err := b.Bus.ReportDurability(ctx); err != nil && ctx.Err() == nil {
+					b.Logger.WarnContext(ctx, "could not see whether NATS is durable", slog.Any("err", err))
+				}
 				select {
 				case <-ctx.Done():
 				case <-time.After(streamsInterval):

@@ -147,7 +147,7 @@ func (l *Live) reload(ctx context.Context) {
 // needsRestart names the changed settings that a running service does not take up.
 func needsRestart(old, now *config.Config) []string {
 	var names []string
-	if old.NATS != now.NATS {
+	if !reflect.DeepEqual(old.NATS, now.NATS) {
 		names = append(names, "nats")
 	}
 	if !reflect.DeepEqual(old.Store, now.Store) {

@@ -35,7 +35,7 @@ func Command() *cobra.Command {
 		Use:   "demo",
 		Short: "Run the fleet without a person: snapshot, verify, drill, break a target, deliver alerts; print what happened",
 		Long: "demo starts the same fleet as up and walks it: a scheduled snapshot of each kind, one by publishing a subject,\n" +
-			"a verification of all of them, a restore drill by publishing a subject, a target that is stopped so that an alert\n" +
+			"a verification of all of them, a restore drill of each by publishing a subject, a target that is stopped so that an alert\n" +
 			"fires, and an alert through a real Alertmanager, both seen in both chats with their runbooks.\n" +
 			"Exit code 0 says that all of it happened.",
 		Example: "  lifeboat demo\n  lifeboat demo --kinds etcd",
@@ -187,25 +187,26 @@ func (w *walk) verifyAll(ctx context.Context) error {
 	return nil
 }
 
+// drillBySubject has the newest snapshot of every kind restored into a server of that kind.
 func (w *walk) drillBySubject(ctx context.Context) error {
-	target := up.TargetOf(up.Etcd)
-	if w.fleet.Etcd == nil {
-		target = w.fleet.Targets()[0]
+	for _, target := range w.fleet.Targets() {
+		if err := w.events.publishJob(ctx, bus.JobSubject(config.WorkDrill, target)); err != nil {
+			return err
+		}
+		e, err := w.events.wait(ctx, "a drill of "+target, func(e *lifeboatv1.Event) bool { return is(e, "drill", "", target) })
+		if err != nil {
+			return err
+		}
+		if e.GetVerb() != "passed" {
+			return fmt.Errorf("the drill of %s failed: %s", target, e.GetMessage())
+		}
+		// One that decodes and counts would prove no restore.
+		if level := e.GetDrill().GetLevel(); level != lifeboatv1.DrillReport_LEVEL_RESTORED {
+			return fmt.Errorf("the drill of %s restored nothing (%s): %s", target, level, e.GetMessage())
+		}
+		w.drilled++
+		w.saw("restore drill by subject", target, firstLine(e.GetMessage()))
 	}
-	if err := w.events.publishJob(ctx, bus.JobSubject(config.WorkDrill, target)); err != nil {
-		return err
-	}
-	e, err := w.events.wait(ctx, "a drill of "+target, func(e *lifeboatv1.Event) bool { return is(e, "drill", "", target) })
-	if err != nil {
-		return err
-	}
-	if e.GetVerb() != "passed" {
-		return fmt.Errorf("the drill of %s failed: %s", target, e.GetMessage())
-	}
-	if e.GetDrill().GetLevel() == lifeboatv1.DrillReport_LEVEL_RESTORED {
-		w.drilled++ // one that decodes and counts proves no restore
-	}
-	w.saw("restore drill by subject", target, e.GetMessage())
 	return nil
 }
 

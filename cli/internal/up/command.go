@@ -48,7 +48,7 @@ func Command() *cobra.Command {
 	cmd.Flags().StringVar(&o.Dir, "data", ".data/up", "`folder` for data, secrets, logs and the configuration")
 	cmd.Flags().StringVar(&kinds, "kinds", strings.Join(Kinds(), ","), "targets to run, separated by commas")
 	cmd.Flags().StringVar(&o.Every, "every", "@every 30s", "`schedule` of snapshots")
-	cmd.Flags().StringVar(&o.DrillEvery, "drill-every", "@every 1m", "`schedule` of etcd drills")
+	cmd.Flags().StringVar(&o.DrillEvery, "drill-every", "@every 1m", "`schedule` of restore drills")
 	cmd.Flags().StringVar(&o.VerifyEvery, "verify-every", "@every 2m", "`schedule` of etcd verifications")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd

@@ -267,8 +267,29 @@ func (f *Fleet) startAlertmanager(ctx context.Context) error {
 	return nil
 }
 
+// backupOptions are those of the worker. Its drills restore into the same Consul and Nomad that run here as targets.
+func (f *Fleet) backupOptions() (o backup.Options, err error) {
+	o = backup.Options{ConfigPath: f.ConfigPath, HTTPAddr: "127.0.0.1:0", Logger: f.Logger, ScratchDir: f.path("scratch")}
+	if o.Confine, err = backup.Confine("backup"); err != nil { // the service's name among this program's commands
+		return o, err
+	}
+	if f.Consul != nil {
+		if o.ConsulBinary, err = bintest.Find("consul"); err != nil {
+			return o, err
+		}
+	}
+	if f.Nomad != nil {
+		o.NomadBinary, err = bintest.Find("nomad")
+	}
+	return o, err
+}
+
 // startServices runs the three services, each as it would run alone.
 func (f *Fleet) startServices(ctx context.Context) error {
+	worker, err := f.backupOptions()
+	if err != nil {
+		return err
+	}
 	ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	f.services, ctx = errgroup.WithContext(ctx)
 	type started struct{ name, addr string }
@@ -279,12 +300,8 @@ func (f *Fleet) startServices(ctx context.Context) error {
 			ConfigPath: f.ConfigPath, HTTPAddr: "127.0.0.1:0", Logger: f.Logger, Started: tell("scheduler"),
 		})
 	})
-	f.services.Go(func() error {
-		return backup.Run(ctx, backup.Options{
-			ConfigPath: f.ConfigPath, HTTPAddr: "127.0.0.1:0", Logger: f.Logger, Started: tell("backup"),
-			ScratchDir: f.path("scratch"),
-		})
-	})
+	worker.Started = tell("backup")
+	f.services.Go(func() error { return backup.Run(ctx, worker) })
 	f.services.Go(func() error {
 		return notifier.Run(ctx, notifier.Options{
 			ConfigPath: f.ConfigPath, HTTPAddr: "127.0.0.1:0", Logger: f.Logger,

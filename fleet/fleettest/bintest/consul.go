@@ -16,6 +16,10 @@ type Consul struct {
 	Address string
 	// HTTPS is the address with TLS; empty without ConsulOptions.CAFile.
 	HTTPS string
+
+	dir        string
+	management string
+	args       []string
 }
 
 // ConsulOptions is what a test may want otherwise.
@@ -73,10 +77,6 @@ func StartConsul(ctx context.Context, dir string) (*Consul, error) {
 
 // StartConsulWith runs a consul server on random loopback ports and waits for its leader and its ACLs.
 func StartConsulWith(ctx context.Context, dir string, opts ConsulOptions) (*Consul, error) {
-	path, err := Find("consul")
-	if err != nil {
-		return nil, err
-	}
 	ports, err := FreePorts(5)
 	if err != nil {
 		return nil, err
@@ -91,27 +91,38 @@ func StartConsulWith(ctx context.Context, dir string, opts ConsulOptions) (*Cons
 			return nil, fmt.Errorf("writing consul's configuration: %w", err)
 		}
 	}
-	p, err := Start(path, filepath.Join(dir, "consul.log"), nil, "agent", "-server", "-bootstrap-expect=1",
-		"-data-dir="+filepath.Join(dir, "data"), "-bind=127.0.0.1", "-client=127.0.0.1", "-node=lifeboat-test",
-		"-http-port="+strconv.Itoa(ports[0]), "-server-port="+strconv.Itoa(ports[1]),
-		"-serf-lan-port="+strconv.Itoa(ports[2]), "-serf-wan-port="+strconv.Itoa(ports[3]),
-		"-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1", "-disable-host-node-id", "-config-dir="+conf)
-	if err != nil {
-		return nil, err
-	}
-	c := &Consul{Process: p, Address: fmt.Sprintf("http://127.0.0.1:%d", ports[0])}
+	c := &Consul{Address: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), dir: dir, management: opts.Management, args: []string{
+		"agent", "-server", "-bootstrap-expect=1",
+		"-data-dir=" + filepath.Join(dir, "data"), "-bind=127.0.0.1", "-client=127.0.0.1", "-node=lifeboat-test",
+		"-http-port=" + strconv.Itoa(ports[0]), "-server-port=" + strconv.Itoa(ports[1]),
+		"-serf-lan-port=" + strconv.Itoa(ports[2]), "-serf-wan-port=" + strconv.Itoa(ports[3]),
+		"-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1", "-disable-host-node-id", "-config-dir=" + conf,
+	}}
 	if opts.CAFile != "" {
 		c.HTTPS = fmt.Sprintf("https://127.0.0.1:%d", ports[4])
+	}
+	return c, c.Restart(ctx)
+}
+
+// Restart starts the server again, on the same ports and data, after it was killed, and waits as at first.
+func (c *Consul) Restart(ctx context.Context) error {
+	path, err := Find("consul")
+	if err != nil {
+		return err
+	}
+	log := filepath.Join(c.dir, "consul.log")
+	if c.Process, err = Start(path, log, nil, c.args...); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	leader := func(body string) bool { return len(strings.Trim(body, "\"\n ")) > 0 }
-	err = p.WaitHTTP(ctx, c.Address+"/v1/status/leader", leader)
-	if err == nil && opts.Management != "" {
-		err = p.WaitHTTP(ctx, c.Address+"/v1/acl/token/self?token="+url.QueryEscape(opts.Management), nil)
+	err = c.WaitHTTP(ctx, c.Address+"/v1/status/leader", leader)
+	if err == nil && c.management != "" {
+		err = c.WaitHTTP(ctx, c.Address+"/v1/acl/token/self?token="+url.QueryEscape(c.management), nil)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w (log: %s); %w", err, filepath.Join(dir, "consul.log"), p.Kill())
+		return fmt.Errorf("%w (log: %s); %w", err, log, c.Kill())
 	}
-	return c, nil
+	return nil
 }

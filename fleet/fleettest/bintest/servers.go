@@ -5,45 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 )
 
 const startTimeout = 60 * time.Second
-
-// NATS is a nats-server process with JetStream, for tests that kill it.
-type NATS struct {
-	*Process
-	URL   string
-	dir   string
-	ports []int
-}
-
-// StartNATS runs a nats-server that keeps its data in dir, on random loopback ports.
-func StartNATS(ctx context.Context, dir string) (*NATS, error) {
-	ports, err := FreePorts(2)
-	if err != nil {
-		return nil, err
-	}
-	n := &NATS{URL: fmt.Sprintf("nats://127.0.0.1:%d", ports[0]), dir: dir, ports: ports}
-	return n, n.Restart(ctx)
-}
-
-// Restart starts the server again, on the same ports and data, after it was killed.
-func (n *NATS) Restart(ctx context.Context) error {
-	path, err := Find("nats-server")
-	if err != nil {
-		return err
-	}
-	n.Process, err = Start(path, filepath.Join(n.dir, "nats.log"), nil, "-a", "127.0.0.1", "-p", strconv.Itoa(n.ports[0]),
-		"-m", strconv.Itoa(n.ports[1]), "-js", "-sd", filepath.Join(n.dir, "data"))
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	return n.WaitHTTP(ctx, fmt.Sprintf("http://127.0.0.1:%d/healthz", n.ports[1]), nil)
-}
 
 // Alertmanager is a single real Alertmanager.
 type Alertmanager struct {

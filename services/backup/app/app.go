@@ -32,6 +32,13 @@ type Options struct {
 	Concurrency int
 	// ScratchDir is where drills restore; a folder under the system's temporary one when empty.
 	ScratchDir string
+	// ConsulBinary and NomadBinary are the servers that drills restore into; "consul" and "nomad" on PATH when empty.
+	ConsulBinary, NomadBinary string
+	// Confine is the command of this program that starts such a server in a network namespace of its own, as Confine gives it;
+	// empty: none gets one.
+	Confine []string
+	// RequireIsolation fails a drill whose server could not be given a network namespace.
+	RequireIsolation bool
 	// AckWait is how long after a worker's death its job goes to another one; 30 s when zero.
 	AckWait time.Duration
 	Logger  *slog.Logger
@@ -59,6 +66,7 @@ func Command() *cobra.Command {
 		Example: "  lifeboat-backup --config lifeboat.yaml\n" +
 			"  lifeboat-backup --config lifeboat.yaml --roles snapshot\n" +
 			"  lifeboat-backup --config lifeboat.yaml --roles verify,drill --scratch-dir /var/tmp/drills\n" +
+			"  lifeboat-backup --config lifeboat.yaml --roles drill --consul-binary /opt/consul --nomad-binary /opt/nomad\n" +
 			"  lifeboat-backup --config lifeboat.yaml --roles prune    # the only one whose S3 keys may delete",
 		Args:    cobra.NoArgs,
 		Version: service.Version(),
@@ -73,14 +81,24 @@ func Command() *cobra.Command {
 				// nothing measurable, and a fifth of the memory less.
 				debug.SetGCPercent(gcPercent)
 			}
+			if o.Confine, err = Confine(strings.Fields(cmd.CommandPath())[1:]...); err != nil {
+				return err
+			}
 			return Run(cmd.Context(), o)
 		},
 	}
+	cmd.AddCommand(confineCommand())
+	cmd.CompletionOptions.DisableDefaultCmd = true
+	cmd.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true}) // --help is enough for one command
 	flags.Add(cmd, "127.0.0.1:9098")
 	cmd.Flags().StringSliceVar(&o.Roles, "roles", nil, "kinds of work to take: snapshot, verify, drill, prune (default all)")
 	cmd.Flags().IntVar(&o.Concurrency, "concurrency", 2, "jobs of each role at once")
 	cmd.Flags().DurationVar(&o.AckWait, "ack-wait", defaultAckWait, "how long after a worker's death its job goes to another one")
 	cmd.Flags().StringVar(&o.ScratchDir, "scratch-dir", "", "`folder` that drills restore into (default: in the temporary folder)")
+	cmd.Flags().StringVar(&o.ConsulBinary, "consul-binary", "", "consul `file` that drills restore into (default: consul on PATH)")
+	cmd.Flags().StringVar(&o.NomadBinary, "nomad-binary", "", "nomad `file` that drills restore into (default: nomad on PATH)")
+	cmd.Flags().BoolVar(&o.RequireIsolation, "require-isolation", false,
+		"fail a drill whose server cannot be given a network namespace of its own")
 	return cmd
 }
 
@@ -90,7 +108,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return &service.UsageError{Err: err}
 	}
-	base, err := service.NewBase("lifeboat-backup", o.ConfigPath, o.Logger)
+	base, err := service.NewBase("lifeboat-backup", o.ConfigPath, o.Logger, o.Roles...)
 	if err != nil {
 		return err
 	}
@@ -119,6 +137,9 @@ func Run(ctx context.Context, o Options) error {
 		Config: base.Config, NewSource: newSources, Objects: first.objects, Catalog: first.catalog, Remover: first.remover(roles),
 		Capabilities: first.capabilities, Copy: second, Bus: base.Bus, Logger: base.Logger, Registerer: base.Registry,
 		ScratchDir: o.ScratchDir, Version: service.Version(), Clock: time.Now,
+		Drill: worker.DrillOptions{
+			ConsulBinary: o.ConsulBinary, NomadBinary: o.NomadBinary, Confine: o.Confine, RequireIsolation: o.RequireIsolation,
+		},
 	})
 	reach := newReachability(base)
 	var checks []service.Check

@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
 )
 
@@ -31,23 +28,8 @@ func SnapshotCommand() *cobra.Command {
 		Use: "snapshot", Short: "Take, list, show, verify, fetch and pin snapshots",
 		Long: "All but run need only the bucket and, for what is encrypted, the age identity: no NATS and no running service.",
 	}, list, showCommand(), verifyCommand(), fetchCommand(), pinCommand(), unpinCommand(),
-		runCommand(config.WorkSnapshot, "Ask a worker for a snapshot now"),
+		snapshotRunCommand(),
 	)
-}
-
-// DrillCommand is `lifeboat drill`.
-func DrillCommand() *cobra.Command {
-	var r reader
-	list := &cobra.Command{
-		Use: "list [target...]", Short: "List drills, oldest first; needs only the bucket",
-		Example: "  lifeboat drill list\n  lifeboat drill list etcd-prod --output json",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return r.listDrills(cmd.Context(), cmd.OutOrStdout(), args)
-		},
-	}
-	r.add(list)
-	return service.Group(&cobra.Command{Use: "drill", Short: "List and run restore drills"},
-		list, runCommand(config.WorkDrill, "Ask a worker for a restore drill of the newest snapshot now"))
 }
 
 func (r *reader) listSnapshots(ctx context.Context, out io.Writer, args []string) error {
@@ -85,35 +67,4 @@ func (r *reader) listSnapshots(ctx context.Context, out io.Writer, args []string
 		return writeJSON(out, all)
 	}
 	return t.flush("no snapshots yet; take one with: lifeboat snapshot run <target>")
-}
-
-func (r *reader) listDrills(ctx context.Context, out io.Writer, args []string) error {
-	cat, targets, err := r.open(ctx, args)
-	if err != nil {
-		return err
-	}
-	var messages []proto.Message
-	t := newTable(out, "TARGET", "DRILL", "SNAPSHOT", "AGE", "RESULT", "LEVEL", "RTO", "SUMMARY")
-	for _, target := range targets {
-		snapshots, err := cat.List(ctx, target.Name)
-		if err != nil {
-			return err
-		}
-		for _, s := range snapshots {
-			for _, d := range s.Drills {
-				messages = append(messages, d)
-				result, text := "passed", d.GetSummary()
-				if !d.GetPassed() {
-					result, text = red(out, "FAILED"), d.GetFailure()
-				}
-				level := strings.ToLower(strings.TrimPrefix(d.GetLevel().String(), "LEVEL_"))
-				t.row(target.Name, d.GetId(), d.GetSnapshotId(), age(d.GetFinishedAt().AsTime()), result, level,
-					d.GetRto().AsDuration().Round(time.Millisecond).String(), firstLine(text))
-			}
-		}
-	}
-	if r.output == outputJSON {
-		return printJSON(out, messages)
-	}
-	return t.flush("no drills yet; run one with: lifeboat drill run <target>")
 }

@@ -39,7 +39,7 @@ func fetchCommand() *cobra.Command {
 			"  lifeboat snapshot fetch consul-kv -o - | jq length",
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return f.run(cmd, args[0], argument(args, 1, "latest"))
+			return f.run(cmd, args[0], argument(args, "latest"))
 		},
 	}
 	f.addStore(cmd)
@@ -187,6 +187,8 @@ func nextCommands(m *lifeboatv1.Manifest, data *lifeboatv1.Data, file string, st
 		case strings.Contains(c, "zstd -d") && !stored:
 			_, decoded, _ = strings.Cut(c, "-o ")
 			continue
+		case strings.Contains(c, "sha256sum -c") && !stored:
+			continue // what was fetched has been compared
 		case stored:
 			c = strings.ReplaceAll(c, object, quote(file))
 		case decoded == "":
@@ -201,13 +203,21 @@ func nextCommands(m *lifeboatv1.Manifest, data *lifeboatv1.Data, file string, st
 
 // quote makes a file's name one word of a shell.
 func quote(file string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-/+", r)
-	}
-	if strings.ContainsFunc(file, func(r rune) bool { return !plain(r) }) {
-		return "'" + strings.ReplaceAll(file, "'", `'\''`) + "'"
+	if word := quoteWord(file); word != file {
+		return word
 	}
 	return filepath.Clean(file)
+}
+
+// quoteWord makes a text one word of a shell.
+func quoteWord(text string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-/+:,=@%", r)
+	}
+	if text == "" || strings.ContainsFunc(text, func(r rune) bool { return !plain(r) }) {
+		return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
+	}
+	return text
 }
 
 // toStdout writes the data as it comes. What was written is right only if no error is returned.

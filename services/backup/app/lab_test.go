@@ -2,6 +2,7 @@ package app
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -43,11 +44,15 @@ func TestMain(m *testing.M) {
 
 func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "lifeboat"}
-	cmd.AddCommand(StatusCommand(), SnapshotCommand(), DrillCommand(), PruneCommand())
+	cmd.AddCommand(StatusCommand(), SnapshotCommand(), DrillCommand(), RestoreCommand(), PruneCommand(), Command())
 	return cmd
 }
 
-const etcdTarget = "etcd-prod"
+const (
+	etcdTarget   = "etcd-prod"
+	consulTarget = "consul-kv"
+	nomadTarget  = "nomad-jobs"
+)
 
 // lab is a bucket with a configuration, and snapshots that were made with the stock libraries of zstd and age.
 type lab struct {
@@ -99,7 +104,8 @@ func (l *lab) yaml(cfg config.ObjectStore) string {
 	second.Bucket = "copies"
 	return "store: " + bucket(cfg, l.prefix) + ", copy: " + bucket(second, "elsewhere") + "}}\n" +
 		"targets:\n  - name: " + etcdTarget + "\n    etcd: {endpoints: [\"http://127.0.0.1:1\"]}\n    retention: {last: 1}\n" +
-		"  - name: consul-kv\n    consul: {address: \"http://127.0.0.1:1\"}\n"
+		"  - name: " + consulTarget + "\n    consul: {address: \"http://127.0.0.1:1\"}\n" +
+		"  - name: " + nomadTarget + "\n    nomad: {address: \"http://127.0.0.1:1\"}\n"
 }
 
 // through lets the commands reach the bucket through a proxy.
@@ -110,6 +116,8 @@ func (l *lab) through(t *testing.T, p *s3test.Proxy) {
 
 // plan is what to make of a snapshot.
 type plan struct {
+	// target is etcdTarget when empty.
+	target    string
 	raw       []byte
 	encrypted bool
 	// snap is a further part; none when nil.
@@ -120,11 +128,16 @@ type plan struct {
 
 // commit makes a snapshot. Their ids are in the order in which they are made.
 func (l *lab) commit(ctx context.Context, p plan) (*lifeboatv1.Manifest, error) {
+	kinds := map[string]lifeboatv1.Kind{
+		etcdTarget: lifeboatv1.Kind_KIND_ETCD, consulTarget: lifeboatv1.Kind_KIND_CONSUL, nomadTarget: lifeboatv1.Kind_KIND_NOMAD,
+	}
+	formats := map[string]string{etcdTarget: "db", consulTarget: "json", nomadTarget: "tar"}
+	p.target = cmp.Or(p.target, etcdTarget)
 	n := l.made.Add(1)
 	at := time.Date(2026, 11, 20, 4, 0, 0, 0, time.UTC).Add(time.Duration(n) * time.Hour)
 	id := fmt.Sprintf("%s-%08x", at.Format("20060102T150405.000Z"), n)
 	m := &lifeboatv1.Manifest{
-		Format: catalog.Format, Id: id, Target: etcdTarget, Kind: lifeboatv1.Kind_KIND_ETCD, JobId: id,
+		Format: catalog.Format, Id: id, Target: p.target, Kind: kinds[p.target], JobId: id,
 		StartedAt: timestamppb.New(at), UploadedAt: timestamppb.New(at.Add(time.Second)),
 		CommittedAt: timestamppb.New(at.Add(2 * time.Second)), LifeboatVersion: "v1.2.3",
 		Source: &lifeboatv1.SourceInfo{
@@ -142,11 +155,11 @@ func (l *lab) commit(ctx context.Context, p plan) (*lifeboatv1.Manifest, error) 
 	if p.unchanged != nil {
 		m.Data = proto.CloneOf(p.unchanged.Data)
 		m.Data.UnchangedSince = p.unchanged.Id
-	} else if m.Data, err = l.put(ctx, id, "db", p.raw, p.encrypted); err != nil {
+	} else if m.Data, err = l.put(ctx, p.target, id, formats[p.target], p.raw, p.encrypted); err != nil {
 		return nil, err
 	}
 	if p.snap != nil {
-		part, err := l.put(ctx, id, "snap", p.snap, p.encrypted)
+		part, err := l.put(ctx, p.target, id, formatRaft, p.snap, p.encrypted)
 		if err != nil {
 			return nil, err
 		}
@@ -174,9 +187,9 @@ func (l *lab) restore(d *lifeboatv1.Data) []string {
 	}
 }
 
-func (l *lab) put(ctx context.Context, id, format string, raw []byte, encrypted bool) (*lifeboatv1.Data, error) {
+func (l *lab) put(ctx context.Context, target, id, format string, raw []byte, encrypted bool) (*lifeboatv1.Data, error) {
 	var stored bytes.Buffer
-	d := &lifeboatv1.Data{Key: l.catalog.Data(etcdTarget, id, format, encrypted), Format: format, Compression: "zstd"}
+	d := &lifeboatv1.Data{Key: l.catalog.Data(target, id, format, encrypted), Format: format, Compression: "zstd"}
 	z, err := zstd.NewWriter(nil)
 	if err != nil {
 		return nil, err
@@ -216,11 +229,25 @@ func (l *lab) mustCommit(t *testing.T, p plan) *lifeboatv1.Manifest {
 func (l *lab) drilled(ctx context.Context, m *lifeboatv1.Manifest, passed bool) error {
 	r := &lifeboatv1.DrillReport{
 		Format: catalog.Format, Id: "drill-of-" + m.Id, Target: m.Target, SnapshotId: m.Id, Kind: m.Kind, Passed: passed,
-		Level: lifeboatv1.DrillReport_LEVEL_RESTORED, Rto: durationpb.New(1500 * time.Millisecond),
-		FinishedAt: timestamppb.New(m.CommittedAt.AsTime().Add(time.Hour)), Summary: "restored and compared 3 keys",
+		Level: lifeboatv1.DrillReport_LEVEL_RESTORED, Rto: durationpb.New(1500 * time.Millisecond), JobId: "drill-of-" + m.Id,
+		StartedAt:  timestamppb.New(m.CommittedAt.AsTime().Add(time.Hour - 2*time.Second)),
+		FinishedAt: timestamppb.New(m.CommittedAt.AsTime().Add(time.Hour)), Summary: "restored and compared 3 keys", Identity: "worker",
+		DataAge: durationpb.New(59 * time.Minute), MaxRto: durationpb.New(time.Minute), Isolation: "in process", RequestedBy: "scheduler",
+		Usage: &lifeboatv1.Usage{DiskBytes: 3 << 20, DiskBudget: 1 << 30, MemoryBytes: 5 << 20},
+		Phases: []*lifeboatv1.Phase{
+			{Name: "fetch", Began: durationpb.New(0), Took: durationpb.New(time.Second)},
+			{Name: "decrypt", Began: durationpb.New(0), Took: durationpb.New(time.Second)},
+			{Name: "compare", Began: durationpb.New(1500 * time.Millisecond), Took: durationpb.New(500 * time.Millisecond)},
+		},
+		Comparisons: []*lifeboatv1.Comparison{
+			{What: "keys", Want: "3", Got: "3", Ok: true},
+			{What: "HashKV", Ok: true, NotComparable: "the manifest does not say"},
+			{What: "key /registry/a", Want: "exists", Got: "exists", Ok: true, Check: true},
+		},
 	}
 	if !passed {
-		r.Failure = "compare: the hash differs"
+		r.Failure, r.FailedPhase = "compare: the hash differs", "compare"
+		r.Comparisons = append(r.Comparisons, &lifeboatv1.Comparison{What: "revision", Want: "42", Got: "41"})
 	}
 	return l.catalog.AddDrill(ctx, r)
 }

@@ -29,6 +29,28 @@ func newProgress(out io.Writer, what string, total int64) *progress {
 	)}
 }
 
+// newThings shows how many things out of total were gone through; a spinner while total is 0, which is not known yet.
+func newThings(out io.Writer, what string, total int64) *progress {
+	if total == 0 {
+		total = -1
+	}
+	return &progress{progressbar.NewOptions64(total,
+		progressbar.OptionSetVisibility(isTerminal(out)),
+		progressbar.OptionSetWriter(out),
+		progressbar.OptionSetDescription(what),
+		progressbar.OptionSetWidth(20),
+		progressbar.OptionShowCount(),
+		progressbar.OptionShowIts(),
+		progressbar.OptionSetElapsedTime(true),
+		progressbar.OptionSetPredictTime(true),
+		progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionClearOnFinish(),
+	)}
+}
+
+// set says how many things were gone through.
+func (p *progress) set(n int64) { _ = p.bar.Set64(n) }
+
 // add counts n more bytes. A bar that cannot be drawn is no reason to stop.
 func (p *progress) add(n int64) { _ = p.bar.Add64(n) }
 

@@ -60,7 +60,7 @@ func (f *pruneFlags) do(cmd *cobra.Command, target string) error {
 	case f.confirm != "" && strings.TrimSpace(f.reason) == "":
 		return usagef("--reason is missing: say why the snapshot rightly holds less")
 	case f.confirm == "" && !f.dryRun:
-		return f.run(cmd, config.WorkPrune, target)
+		return f.run(cmd, config.WorkPrune, target, &lifeboatv1.Job{})
 	}
 	r := reader{config: f.config}
 	b, err := r.openOne(cmd.Context(), target)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,28 +32,34 @@ func (f *runFlags) add(cmd *cobra.Command) {
 	cmd.ValidArgsFunction = completeTarget(&f.config)
 }
 
-// runCommand is `lifeboat snapshot run` and `lifeboat drill run`: they publish a job, as anybody may with `nats pub`.
-func runCommand(work config.Work, short string) *cobra.Command {
+// snapshotRunCommand publishes a snapshot's job, as anybody may with `nats pub`.
+func snapshotRunCommand() *cobra.Command {
 	var f runFlags
 	cmd := &cobra.Command{
-		Use: "run target", Short: short,
-		Example: fmt.Sprintf("  lifeboat %[1]s run etcd-prod\n  lifeboat %[1]s run etcd-prod --wait --timeout 10m\n"+
-			"  nats pub lifeboat.job.%[1]s.etcd-prod ''    # the same", work),
+		Use: "run target", Short: "Ask a worker for a snapshot now",
+		Example: "  lifeboat snapshot run etcd-prod\n  lifeboat snapshot run etcd-prod --wait --timeout 10m\n" +
+			"  nats pub lifeboat.job.snapshot.etcd-prod ''    # the same",
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, work, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.run(cmd, config.WorkSnapshot, args[0], &lifeboatv1.Job{})
+		},
 	}
 	f.add(cmd)
 	return cmd
 }
 
-// run publishes a job and, if asked to, waits for its outcome.
-func (f *runFlags) run(cmd *cobra.Command, work config.Work, target string) (err error) {
+// run publishes a job, prints its id and, if asked to, waits for its outcome.
+func (f *runFlags) run(cmd *cobra.Command, work config.Work, target string, job *lifeboatv1.Job) (err error) {
 	cfg, err := config.Load(f.config)
 	if err != nil {
 		return &service.UsageError{Err: err}
 	}
-	if _, err = findTarget(cfg, f.config, target); err != nil {
+	t, err := findTarget(cfg, f.config, target)
+	if err != nil {
 		return err
+	}
+	if job.GetIdentity() == config.IdentityEscrow && t.Drill.Escrow.IdentityFile == "" {
+		return usagef("--identity %s: %s has no drill.escrow.identity_file in %s", config.IdentityEscrow, target, f.config)
 	}
 	b, err := bus.Connect(bus.Options{
 		Config: cfg.NATS, Actor: service.Instance("lifeboat-cli"), Logger: slog.New(slog.DiscardHandler),
@@ -64,26 +71,31 @@ func (f *runFlags) run(cmd *cobra.Command, work config.Work, target string) (err
 	defer func() { err = errors.Join(err, b.Close()) }()
 	ctx := cmd.Context()
 	subject := bus.JobSubject(work, target)
-	seq, err := b.Publish(ctx, bus.Outgoing{Subject: subject, Message: &lifeboatv1.Job{RequestedBy: "cli " + whoami()}})
+	job.RequestedBy = "cli " + whoami()
+	seq, err := b.Publish(ctx, bus.Outgoing{Subject: subject, Message: job})
 	if errors.Is(err, bus.ErrBusy) {
 		return fmt.Errorf("%w; see what it does with: nats sub 'lifeboat.event.%s.*.%s'", err, work, target)
 	}
 	if err != nil {
 		return fmt.Errorf("%w; does NATS answer at %s (nats.url in %s)?", err, cfg.NATS.URL, f.config)
 	}
-	if !f.wait {
-		cmd.Printf("published %s; --wait would tell how it ends\n", subject)
-		return nil
+	w := &waiter{bus: b, work: work, target: target, progress: cmd.ErrOrStderr(), seq: seq}
+	if err = w.identify(ctx, subject); err != nil {
+		return err
 	}
-	w := &waiter{bus: b, work: work, target: target, progress: cmd.ErrOrStderr()}
+	if !f.wait {
+		w.recall(ctx)
+		// The id alone is on standard output, for a script.
+		cmd.PrintErrf("published %s; --wait would tell how it ends%s\n", subject, w.later())
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), w.name())
+		return err
+	}
 	if f.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, f.timeout, fmt.Errorf("no outcome within %s", f.timeout))
 		defer cancel()
 	}
-	if err := w.identify(ctx, subject, seq); err != nil {
-		return err
-	}
+	cmd.PrintErrf("waiting for %s %s; Ctrl-C ends the waiting, not the job\n", work, w.name())
 	return w.wait(ctx, cmd.OutOrStdout())
 }
 
@@ -93,30 +105,90 @@ type waiter struct {
 	work     config.Work
 	target   string
 	progress io.Writer
+	// seq is the job's place in its stream, and the end of its id.
+	seq uint64
 	// job is the id; empty when the job had ended before it could be asked for.
 	job string
 }
 
-// identify finds the id of the job that was just published. A job that is gone already has ended, and its outcome is the
-// newest there is.
-func (w *waiter) identify(ctx context.Context, subject string, seq uint64) error {
+// identify finds the id of the job that was just published, of which the acknowledgement says the sequence only.
+func (w *waiter) identify(ctx context.Context, subject string) error {
 	have, stored, err := w.bus.Last(ctx, bus.StreamJobs, subject, &lifeboatv1.Job{})
-	if err != nil {
-		return err
+	if err == nil && have == w.seq {
+		w.job = (&bus.Message{Subject: subject, Seq: w.seq, Stored: stored}).ID()
 	}
-	if have == seq {
-		w.job = (&bus.Message{Subject: subject, Seq: seq, Stored: stored}).ID()
-		fmt.Fprintf(w.progress, "waiting for job %s; Ctrl-C ends the waiting, not the job\n", w.job)
+	return err
+}
+
+// recallTimeout is how long the audit log is asked for the id of a job that has ended already.
+const recallTimeout = 2 * time.Second
+
+// recall finds the id of a job that was quicker than identify.
+func (w *waiter) recall(ctx context.Context) {
+	if w.job != "" {
+		return
 	}
-	return nil
+	ctx, cancel := context.WithTimeout(ctx, recallTimeout)
+	defer cancel()
+	if outcome, err := w.follow(ctx); err == nil && outcome != nil {
+		w.job = outcome.GetJobId()
+	}
+}
+
+// name is the job's id, or what is known of it.
+func (w *waiter) name() string {
+	if w.job == "" {
+		return fmt.Sprint(w.seq)
+	}
+	return w.job
+}
+
+// is says whether an event's job is the one that is waited for.
+func (w *waiter) is(id string) bool {
+	if w.job == "" {
+		return strings.HasSuffix(id, fmt.Sprintf("-%d", w.seq))
+	}
+	return id == w.job
+}
+
+// later is where a job's result can be looked at.
+func (w *waiter) later() string {
+	if w.work != config.WorkDrill {
+		return ""
+	}
+	return fmt.Sprintf(", and afterwards: lifeboat drill show %s %s", w.target, w.name())
 }
 
 // wait prints the outcome. It is an error when the job failed.
 func (w *waiter) wait(ctx context.Context, out io.Writer) error {
-	following, stop := context.WithCancel(ctx)
+	outcome, err := w.follow(ctx)
+	switch {
+	case err != nil:
+		return err
+	case ctx.Err() != nil:
+		return fmt.Errorf("stopped waiting (%w); %s %s goes on: see lifeboat status%s", context.Cause(ctx), w.work, w.name(), w.later())
+	case outcome == nil:
+		return fmt.Errorf("%s %s has ended, and its outcome was not seen: see lifeboat status, or nats sub 'lifeboat.event.%s.*.%s'",
+			w.work, w.name(), w.work, w.target)
+	}
+	w.job = outcome.GetJobId()
+	text := fmt.Sprintf("%s.%s: %s", outcome.GetNoun(), outcome.GetVerb(), printable(outcome.GetMessage()))
+	if w.work == config.WorkDrill && outcome.GetDrill() != nil {
+		text += fmt.Sprintf("\nsee all of it with: lifeboat drill show %s %s", w.target, w.job)
+	}
+	if failed(outcome) {
+		return errors.New(text)
+	}
+	_, err = fmt.Fprintln(out, text)
+	return err
+}
+
+// follow gives the event that ends the job; nil when that was passed over, because later jobs have ended since.
+func (w *waiter) follow(ctx context.Context) (outcome *lifeboatv1.Event, err error) {
+	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	var outcome, newest *lifeboatv1.Event
-	err := w.bus.Follow(following, bus.Follower{
+	var newest *lifeboatv1.Event
+	err = w.bus.Follow(ctx, bus.Follower{
 		Stream: bus.StreamEvents,
 		Filters: []string{
 			bus.EventSubject(string(w.work), "*", w.target), bus.EventSubject("job", "rejected", w.target),
@@ -128,47 +200,42 @@ func (w *waiter) wait(ctx context.Context, out io.Writer) error {
 			}
 			switch {
 			case isOutcome(e) && w.job == "":
-				if newest == nil || e.GetJobId() > newest.GetJobId() { // ids sort by time
+				// Of several, which streams that were made anew number alike, the newest is meant: ids sort by time.
+				if w.is(e.GetJobId()) && e.GetJobId() > newest.GetJobId() {
 					newest = e
 				}
-			case isOutcome(e) && e.GetJobId() >= w.job:
+			case isOutcome(e) && w.is(e.GetJobId()):
 				outcome = e
 				stop()
-			case e.GetJobId() == w.job && e.GetMessage() != "":
+			case isOutcome(e) && e.GetJobId() > w.job: // jobs of a target run one by one
+				stop()
+			case w.is(e.GetJobId()) && e.GetMessage() != "":
 				fmt.Fprintf(w.progress, "%s.%s: %s\n", e.GetNoun(), e.GetVerb(), firstLine(e.GetMessage()))
 			}
 		},
 		CaughtUp: func() {
-			if w.job == "" {
+			if w.job == "" { // it has ended already, so there is nothing to wait for
 				outcome = newest
 				stop()
 			}
 		},
 	})
-	switch {
-	case err != nil:
-		return err
-	case ctx.Err() != nil:
-		return fmt.Errorf("stopped waiting (%w); the job goes on: see lifeboat status", context.Cause(ctx))
-	case outcome == nil || w.job != "" && outcome.GetJobId() != w.job:
-		return fmt.Errorf("the job has ended, and its outcome was not seen: see lifeboat status, or nats sub 'lifeboat.event.%s.*.%s'",
-			w.work, w.target)
-	}
-	text := printable(outcome.GetMessage())
-	if failed(outcome) {
-		return fmt.Errorf("%s.%s: %s", outcome.GetNoun(), outcome.GetVerb(), text)
-	}
-	_, err = fmt.Fprintf(out, "%s.%s: %s\n", outcome.GetNoun(), outcome.GetVerb(), text)
-	return err
+	return outcome, err
 }
 
 // isOutcome says whether an event ends a job, as against one attempt or one step of it.
 func isOutcome(e *lifeboatv1.Event) bool {
 	switch e.GetVerb() {
-	case "committed", "passed", "checked", "held", "failed", "rejected":
+	case "committed", "passed", "escrow-passed", "checked", "held":
+		return true
+	}
+	return failed(e)
+}
+
+func failed(e *lifeboatv1.Event) bool {
+	switch e.GetVerb() {
+	case "failed", "escrow-failed", "rejected":
 		return true
 	}
 	return false
 }
-
-func failed(e *lifeboatv1.Event) bool { return e.GetVerb() == "failed" || e.GetVerb() == "rejected" }

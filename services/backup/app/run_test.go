@@ -27,14 +27,16 @@ import (
 type jobs struct {
 	t   *testing.T
 	dir string
+	url string
 	bus *bus.Bus
 }
 
 func newJobs(t *testing.T) *jobs {
 	t.Helper()
 	server := natstest.New(t)
-	j := &jobs{t: t, dir: t.TempDir()}
-	yaml := fmt.Sprintf("nats: {url: %q}\nstore: {bucket: none}\ntargets:\n  - name: etcd-prod\n    etcd: {endpoints: [\"http://127.0.0.1:1\"]}\n", server.URL())
+	j := &jobs{t: t, dir: t.TempDir(), url: server.URL()}
+	yaml := fmt.Sprintf("nats: {url: %q}\nstore: {bucket: none}\ntargets:\n  - name: etcd-prod\n    etcd: {endpoints: [\"http://127.0.0.1:1\"]}\n"+
+		"    drill: {escrow: {identity_file: escrow.key}}\n", server.URL())
 	require.NoError(t, os.WriteFile(filepath.Join(j.dir, "lifeboat.yaml"), []byte(yaml), 0o600))
 	b, err := bus.Connect(bus.Options{
 		Config: config.NATS{URL: server.URL()}, Actor: "worker", Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
@@ -95,6 +97,62 @@ func TestRunWaitsForTheOutcomeOfItsOwnJob(t *testing.T) {
 	assert.Equal(t, "snapshot.committed: 42 keys\n", out)
 	assert.NotContains(t, errs, "an old")
 	assert.True(t, strings.HasPrefix(by, "cli "), by)
+}
+
+// The acknowledgement names the job's sequence, which ends its id; the rest is asked for. A job that is quicker than that question
+// is found in the audit log.
+func TestRunTellsTheJobsID(t *testing.T) {
+	for _, wait := range []bool{false, true} {
+		for _, quick := range []bool{false, true} {
+			t.Run(fmt.Sprintf("wait %t quick %t", wait, quick), func(t *testing.T) {
+				j := newJobs(t)
+				// What went before, also a drill whose sequence ends alike.
+				old := &bus.Message{Subject: "lifeboat.job.drill.etcd-prod", Seq: 11, Stored: time.Now().Add(-time.Hour)}
+				require.NoError(t, j.bus.Emit(t.Context(), event(old, "drill", "passed", "an old drill")))
+				ids, jobs := make(chan string, 1), make(chan *lifeboatv1.Job, 1)
+				release := make(chan struct{})
+				if quick {
+					close(release)
+				}
+				j.work(config.WorkDrill, func(ctx context.Context, m *bus.Message) error {
+					job := &lifeboatv1.Job{}
+					if err := bus.DecodeStrict(m.Data, job); err != nil {
+						return err
+					}
+					ids <- m.ID()
+					jobs <- job
+					<-release
+					return j.bus.Emit(ctx, event(m, "drill", "escrow-passed", "42 keys"))
+				})
+				args := []string{"drill", "run", "etcd-prod", "--snapshot", "oldest", "--identity", "escrow"}
+				if wait {
+					args = append(args, "--wait")
+				}
+				var out, errs string
+				var code int
+				var wg sync.WaitGroup
+				wg.Go(func() { out, errs, code = j.lifeboat(args...) })
+				id, job := <-ids, <-jobs
+				if !quick && !wait {
+					wg.Wait() // it does not wait for the job
+				}
+				if !quick {
+					close(release)
+				}
+				wg.Wait()
+				assert.Zero(t, code, errs)
+				assert.Equal(t, "oldest", job.GetSnapshot())
+				assert.Equal(t, "escrow", job.GetIdentity())
+				if wait {
+					assert.Equal(t, "drill.escrow-passed: 42 keys\n", out)
+					assert.Contains(t, errs, id[strings.LastIndex(id, "-")+1:])
+				} else {
+					assert.Equal(t, id+"\n", out)
+					assert.Contains(t, errs, "lifeboat drill show etcd-prod "+id)
+				}
+			})
+		}
+	}
 }
 
 func TestRunWithWaitFailsWhenTheJobFails(t *testing.T) {

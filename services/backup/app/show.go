@@ -25,7 +25,7 @@ func showCommand() *cobra.Command {
 			"  lifeboat snapshot show etcd-prod -o json | jq -r '.restoreCommands[]'",
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return r.show(cmd, args[0], argument(args, 1, "latest"))
+			return r.show(cmd, args[0], argument(args, "latest"))
 		},
 	}
 	r.add(cmd)
@@ -246,7 +246,7 @@ func (p *page) drills(all []*lifeboatv1.DrillReport) error {
 		if !d.GetPassed() {
 			result, text = red(p.out, "FAILED"), d.GetFailure()
 		}
-		t.row(d.GetId(), result, levelName(d.GetLevel()), d.GetRto().AsDuration().Round(time.Millisecond).String(),
+		t.row(d.GetId(), result, levelName(d.GetLevel()), took(d.GetRto()),
 			age(d.GetFinishedAt().AsTime()), firstLine(text))
 	}
 	return t.flush("  none yet: that it can be restored is not proven")

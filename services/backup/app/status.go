@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 )
 
@@ -22,16 +23,25 @@ import (
 type targetStatus struct {
 	Target string `json:"target"`
 	Kind   string `json:"kind"`
-	// State is "ok", "rpo exceeded" or "no snapshot".
-	State        string     `json:"state"`
-	Snapshots    int        `json:"snapshots"`
-	Newest       string     `json:"newest_snapshot,omitempty"`
-	NewestAt     *time.Time `json:"newest_at,omitempty"`
-	RPO          string     `json:"rpo,omitempty"`
-	LastDrill    string     `json:"last_drill,omitempty"`
-	DrillPassed  *bool      `json:"last_drill_passed,omitempty"`
+	// State is "ok", "rpo exceeded", "drill failed" or "no snapshot".
+	State     string     `json:"state"`
+	Snapshots int        `json:"snapshots"`
+	Newest    string     `json:"newest_snapshot,omitempty"`
+	NewestAt  *time.Time `json:"newest_at,omitempty"`
+	RPO       string     `json:"rpo,omitempty"`
+	// LastDrill is the newest one, of whichever snapshot and with whichever key.
+	LastDrill   string `json:"last_drill,omitempty"`
+	DrillPassed *bool  `json:"last_drill_passed,omitempty"`
+	// FailedDrill is a drill that failed since when none with the same key has passed, and where and why.
+	FailedDrill  string `json:"failed_drill,omitempty"`
+	FailedPhase  string `json:"failed_phase,omitempty"`
+	DrillFailure string `json:"drill_failure,omitempty"`
+	// Proven is the newest snapshot that a drill has restored, ProvenAt the moment that its data is of, and ProvenBy and
+	// LastProvenAt the newest drill that restored it and when that ended.
 	Proven       string     `json:"proven_snapshot,omitempty"`
 	ProvenAt     *time.Time `json:"proven_at,omitempty"`
+	ProvenBy     string     `json:"proven_by_drill,omitempty"`
+	LastProvenAt *time.Time `json:"last_proven_at,omitempty"`
 	NextSnapshot *time.Time `json:"next_snapshot,omitempty"`
 }
 
@@ -52,7 +62,8 @@ func StatusCommand() *cobra.Command {
 		Use:   "status [target...]",
 		Short: "One line per target: is its newest snapshot young enough, and proven",
 		Long: "status reads the bucket alone, so it works while the fleet is down. Exit code 1 says that a target is not ok:\n" +
-			"its newest snapshot is older than its rpo, there is none, or its newest drill failed.",
+			"its newest snapshot is older than its rpo, there is none, or its newest drill with one of its keys failed. PROVEN is the\n" +
+			"age of the newest data that a drill has restored, LAST PROVEN how long ago that was.",
 		Example: "  lifeboat status\n  lifeboat status --output json etcd-prod",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return r.status(cmd.Context(), cmd.OutOrStdout(), args)
@@ -85,12 +96,20 @@ func (r *reader) status(ctx context.Context, out io.Writer, args []string) error
 		enc.SetIndent("", "  ")
 		return errors.Join(enc.Encode(all), red)
 	}
-	t := newTable(out, "TARGET", "KIND", "STATE", "SNAPSHOTS", "NEWEST", "AGE", "RPO", "PROVEN", "NEXT")
+	t := newTable(out, "TARGET", "KIND", "STATE", "SNAPSHOTS", "NEWEST", "AGE", "RPO", "PROVEN", "LAST PROVEN", "NEXT")
 	for _, s := range all {
-		t.row(s.Target, s.Kind, paint(out, s.State), fmt.Sprint(s.Snapshots), orDash(s.Newest), ageOf(s.NewestAt), orDash(s.RPO),
-			ageOf(s.ProvenAt), untilOf(s.NextSnapshot))
+		t.row(s.Target, s.Kind, paint(out, s.State+inPhase(s)), fmt.Sprint(s.Snapshots), orDash(s.Newest), ageOf(s.NewestAt), orDash(s.RPO),
+			ageOf(s.ProvenAt), ageOf(s.LastProvenAt), untilOf(s.NextSnapshot))
 	}
 	return errors.Join(t.flush("no targets are configured"), red)
+}
+
+// inPhase says where the newest drill failed, if that is what is wrong.
+func inPhase(s targetStatus) string {
+	if s.State != stateFailed || s.FailedPhase == "" {
+		return ""
+	}
+	return ": " + s.FailedPhase
 }
 
 // statusOf judges one target at a moment.
@@ -105,30 +124,60 @@ func statusOf(t config.Target, snapshots []catalog.Snapshot, now time.Time) targ
 			s.NextSnapshot = &next
 		}
 	}
-	var lastDrill time.Time
 	for _, snap := range snapshots {
 		at := snap.GetStartedAt().AsTime()
 		s.Newest, s.NewestAt = snap.GetId(), &at
 		if p := snap.Proven(); p != nil {
-			s.Proven, s.ProvenAt = snap.GetId(), &at
-		}
-		for _, d := range snap.Drills {
-			if end := d.GetFinishedAt().AsTime(); end.After(lastDrill) {
-				passed := d.GetPassed()
-				lastDrill, s.LastDrill, s.DrillPassed = end, d.GetId(), &passed
-			}
+			drilled := p.GetFinishedAt().AsTime()
+			s.Proven, s.ProvenAt, s.ProvenBy, s.LastProvenAt = snap.GetId(), &at, p.GetId(), &drilled
 		}
 	}
+	s.drilled(t, snapshots)
 	switch {
 	case s.NewestAt == nil:
 	case t.RPO > 0 && now.Sub(*s.NewestAt) > t.RPO:
 		s.State = stateExceeded
-	case s.DrillPassed != nil && !*s.DrillPassed:
+	case s.FailedDrill != "":
 		s.State = stateFailed
 	default:
 		s.State = stateOK
 	}
 	return s
+}
+
+// drilled judges the newest drill with each key: that the worker's key decrypts says nothing of the one in the safe.
+func (s *targetStatus) drilled(t config.Target, snapshots []catalog.Snapshot) {
+	newest := map[string]*lifeboatv1.DrillReport{}
+	var last *lifeboatv1.DrillReport
+	later := func(d, than *lifeboatv1.DrillReport) bool {
+		return than == nil || d.GetFinishedAt().AsTime().After(than.GetFinishedAt().AsTime())
+	}
+	for _, snap := range snapshots {
+		for _, d := range snap.Drills {
+			key := ""
+			if d.GetIdentity() == config.IdentityEscrow {
+				key = config.IdentityEscrow
+			}
+			if later(d, newest[key]) {
+				newest[key] = d
+			}
+			if later(d, last) {
+				last = d
+			}
+		}
+	}
+	if t.Drill.Escrow.IdentityFile == "" {
+		delete(newest, config.IdentityEscrow) // nobody drills with it any more
+	}
+	if last != nil {
+		passed := last.GetPassed()
+		s.LastDrill, s.DrillPassed = last.GetId(), &passed
+	}
+	for _, key := range []string{config.IdentityEscrow, ""} {
+		if d := newest[key]; d != nil && !d.GetPassed() {
+			s.FailedDrill, s.FailedPhase, s.DrillFailure = d.GetId(), d.GetFailedPhase(), d.GetFailure()
+		}
+	}
 }
 
 // nextTick counts from the newest tick that has a snapshot, because an interval such as @every 6h does.

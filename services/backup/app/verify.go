@@ -73,7 +73,7 @@ func verifyCommand() *cobra.Command {
 		Args:              cobra.RangeArgs(1, 2),
 		ValidArgsFunction: nil,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return r.verify(cmd, id, args[0], argument(args, 1, "all"))
+			return r.verify(cmd, id, args[0], argument(args, "all"))
 		},
 	}
 	r.add(cmd)
@@ -82,10 +82,10 @@ func verifyCommand() *cobra.Command {
 	return cmd
 }
 
-// argument is an optional argument or its default.
-func argument(args []string, i int, otherwise string) string {
-	if i < len(args) {
-		return args[i]
+// argument is the one after the target, or its default.
+func argument(args []string, otherwise string) string {
+	if len(args) > 1 {
+		return args[1]
 	}
 	return otherwise
 }

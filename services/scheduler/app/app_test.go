@@ -257,6 +257,68 @@ func TestABusyTargetsTickIsRecordedAsMissed(t *testing.T) {
 	assert.Equal(t, 1, pending(t, s.URL()))
 }
 
+// The escrow key has a schedule of its own: its jobs say which identity to decrypt with, and its ticks are accounted for on
+// their own, also those that find the other schedule's drill running.
+func TestDrillsWithTheEscrowIdentityHaveTheirOwnSchedule(t *testing.T) {
+	s := natstest.New(t)
+	path := filepath.Join(t.TempDir(), "lifeboat.yaml")
+	require.NoError(t, os.WriteFile(path, fmt.Appendf(nil, "nats: {url: %q}\nstore: {bucket: backups}\ntargets:\n"+
+		"  - name: t-0\n    etcd: {endpoints: [\"http://127.0.0.1:2379\"]}\n"+
+		"    drill: {schedule: '@every 2s', escrow: {schedule: '@every 1s', identity_file: escrow.key}}\n", s.URL()), 0o600))
+	run(t, path)
+	b, err := bus.Connect(bus.Options{
+		Config: config.NATS{URL: s.URL()}, Actor: "test", Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, b.Close()) })
+	// Nobody takes the jobs at first: whichever schedule fires next finds one waiting.
+	lost := map[string]bool{}
+	require.Eventually(t, func() bool {
+		if b.Ready(t.Context()) != nil {
+			return false
+		}
+		_, events := missed(t, s.URL())
+		for _, e := range events {
+			assert.Equal(t, "drill", e.GetAttributes()["work"])
+			lost[e.GetAttributes()["schedule"]] = true
+		}
+		return lost["drill"] && lost["drill-escrow"]
+	}, 20*time.Second, 20*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
+	identities, done := make(chan string, 1), make(chan error, 1)
+	go func() {
+		done <- b.Consume(ctx, bus.Consumer{
+			Stream: bus.StreamJobs, Durable: "test", Filter: bus.AllJobs(config.WorkDrill), AckWait: 5 * time.Second,
+			Handle: func(ctx context.Context, m *bus.Message) error {
+				j := &lifeboatv1.Job{}
+				if bad := bus.DecodeStrict(m.Data, j); bad != nil {
+					return bad
+				}
+				assert.Equal(t, "scheduler", j.GetRequestedBy())
+				assert.NotNil(t, j.GetTick())
+				select {
+				case identities <- j.GetIdentity():
+				case <-ctx.Done():
+				}
+				return nil
+			},
+		})
+	}()
+	seen := map[string]bool{}
+	for !seen[""] || !seen[config.IdentityEscrow] {
+		seen[<-identities] = true
+	}
+	cancel()
+	require.NoError(t, <-done)
+	assert.Len(t, seen, 2)
+	for _, schedule := range []string{"drill", "drill-escrow"} {
+		state := &lifeboatv1.ScheduleState{}
+		seq, _, err := b.Last(t.Context(), bus.StreamJobs, "lifeboat.state.schedule.t-0."+schedule, state)
+		require.NoError(t, err)
+		assert.NotZero(t, seq, schedule)
+	}
+}
+
 func TestTicksThatPassedWhileDownAreRecordedAndTheNewestRuns(t *testing.T) {
 	s := natstest.New(t)
 	path := writeConfig(t, s.URL(), 1, "@every 1s")

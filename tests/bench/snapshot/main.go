@@ -12,7 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"text/tabwriter"
-	"time"
+
+	"github.com/lifeboat-fleet/lifeboat/tests/bench/internal/testbed"
 )
 
 func main() {
@@ -57,11 +58,12 @@ func run(ctx context.Context, size, rounds int, binary, scratch string) error {
 		return fmt.Errorf("making a folder for the data: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	b, err := newBench(ctx, os.Stdout, dir, binary)
+	bed, err := testbed.New(ctx, os.Stdout, dir, binary, "etcdctl", "zstd", "rclone")
 	if err != nil {
 		return err
 	}
-	defer b.stop()
+	defer bed.Stop()
+	b := &bench{Bed: bed}
 	var f figures
 	steps := []struct {
 		mib  int
@@ -79,7 +81,7 @@ func run(ctx context.Context, size, rounds int, binary, scratch string) error {
 		return a.mib - b.mib
 	})
 	for _, s := range steps {
-		if err = b.fill(ctx, s.mib); err != nil {
+		if err = b.Fill(ctx, s.mib); err != nil {
 			return err
 		}
 		if err = s.work(); err != nil {
@@ -103,10 +105,4 @@ func report(f figures, size int) error {
 		return err
 	}
 	return json.NewEncoder(os.Stdout).Encode(f)
-}
-
-// median of what was measured.
-func median(d []time.Duration) time.Duration {
-	d = slices.Sorted(slices.Values(d))
-	return d[len(d)/2]
 }

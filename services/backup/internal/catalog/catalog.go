@@ -26,6 +26,10 @@ const maxDocument = 4 << 20
 // ErrNoSnapshot means that the target has no snapshot that fits the selector.
 var ErrNoSnapshot = errors.New("no such snapshot")
 
+// ErrDamaged means that a document is there and is not what it should be: cut, of another target, or of a format that this version
+// does not know. Reading it again changes nothing.
+var ErrDamaged = errors.New("is damaged")
+
 // Objects is what the catalog needs of a store.
 type Objects interface {
 	Put(ctx context.Context, key string, r io.Reader, sizeHint int64, c store.Condition) (store.Object, error)
@@ -174,7 +178,7 @@ func (c *Catalog) Manifest(ctx context.Context, target, id string) (*lifeboatv1.
 		return nil, err
 	}
 	if m.GetId() != id || m.GetTarget() != target {
-		return nil, fmt.Errorf("the manifest of %s of %s says that it is %s of %s", id, target, m.GetId(), m.GetTarget())
+		return nil, fmt.Errorf("the manifest of %s of %s %w: it says that it is %s of %s", id, target, ErrDamaged, m.GetId(), m.GetTarget())
 	}
 	return m, nil
 }
@@ -219,10 +223,10 @@ func (c *Catalog) read(ctx context.Context, key string, into formatted) error {
 		return fmt.Errorf("reading %s: %w", key, err)
 	}
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, into); err != nil {
-		return fmt.Errorf("%s is damaged: %w", key, err)
+		return fmt.Errorf("%s %w: %w", key, ErrDamaged, err)
 	}
 	if f := into.GetFormat(); f < 1 || f > Format {
-		return fmt.Errorf("%s has format %d; this version reads up to %d", key, f, Format)
+		return fmt.Errorf("%s %w: it has format %d; this version reads up to %d", key, ErrDamaged, f, Format)
 	}
 	return nil
 }

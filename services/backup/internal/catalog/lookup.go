@@ -2,7 +2,10 @@ package catalog
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"path"
+	"slices"
 	"strings"
 
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
@@ -62,4 +65,79 @@ func (c *Catalog) IDs(ctx context.Context, target string) ([]string, error) {
 		return nil, fmt.Errorf("listing the snapshots of %s: %w", target, err)
 	}
 	return ids, nil
+}
+
+// ErrNoDrill means that the target has no drill that fits the selector.
+var ErrNoDrill = errors.New("no such drill")
+
+// FindDrill returns one drill's report: "latest" (or empty), an id, or the number at the end of one, which is the sequence of its
+// job. Nothing else is read, so that a report or manifest which cannot be read does not hide the others.
+func (c *Catalog) FindDrill(ctx context.Context, target, selector string) (*lifeboatv1.DrillReport, error) {
+	keys, err := c.drillKeys(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	// Of several drills under one number, which streams that were made anew give, the newest is meant.
+	for _, key := range keys {
+		id := drillID(key)
+		if selector == "" || selector == "latest" || id == selector || strings.HasSuffix(id, "-"+selector) {
+			r := &lifeboatv1.DrillReport{}
+			return r, c.read(ctx, key, r)
+		}
+	}
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("%w: %s has none yet", ErrNoDrill, target)
+	}
+	return nil, fmt.Errorf("%w: %s has no drill %s", ErrNoDrill, target, selector)
+}
+
+// DrillIDs lists the ids of the target's drills, newest first.
+func (c *Catalog) DrillIDs(ctx context.Context, target string) ([]string, error) {
+	keys, err := c.drillKeys(ctx, target)
+	ids := make([]string, len(keys))
+	for i, key := range keys {
+		ids[i] = drillID(key)
+	}
+	return ids, err
+}
+
+// drillKeys are those of the target's reports, newest first: their ids sort by time.
+func (c *Catalog) drillKeys(ctx context.Context, target string) ([]string, error) {
+	var keys []string
+	err := c.objects.List(ctx, c.snapshots(target), func(o store.Object) error {
+		if _, rest := c.parse(target, o.Key); strings.HasPrefix(rest, "drills/") && strings.HasSuffix(rest, ".json") {
+			keys = append(keys, o.Key)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing the drills of %s: %w", target, err)
+	}
+	slices.SortStableFunc(keys, func(a, b string) int { return strings.Compare(drillID(b), drillID(a)) })
+	return keys, nil
+}
+
+func drillID(key string) string { return strings.TrimSuffix(path.Base(key), ".json") }
+
+// Choose returns the id of one snapshot: "latest" (or empty), "oldest", "random", or an id, which is returned as it is. pick gives a
+// number below n; it is asked for a random one only. It returns ErrNoSnapshot when the target has none.
+func (c *Catalog) Choose(ctx context.Context, target, selector string, pick func(n int) int) (string, error) {
+	switch selector {
+	case "", "latest", "oldest", "random":
+	default:
+		return selector, nil
+	}
+	ids, err := c.IDs(ctx, target)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case len(ids) == 0:
+		return "", fmt.Errorf("%w: %s has none yet", ErrNoSnapshot, target)
+	case selector == "oldest":
+		return ids[0], nil
+	case selector == "random":
+		return ids[pick(len(ids))], nil
+	}
+	return ids[len(ids)-1], nil
 }

@@ -22,7 +22,8 @@ type Scratch struct {
 	lock *os.File
 }
 
-// NewScratch removes what earlier drills of dead processes left in parent, and makes a folder there.
+// NewScratch removes what earlier drills of dead processes left in parent, ends the servers that they left, and makes a folder
+// there.
 func NewScratch(parent string) (*Scratch, error) {
 	if err := sweep(parent); err != nil {
 		return nil, err
@@ -37,7 +38,7 @@ func NewScratch(parent string) (*Scratch, error) {
 		return nil, errors.Join(fmt.Errorf("locking a scratch folder: %w", err), s.Remove())
 	}
 	named := filepath.Join(parent, scratchPrefix+strings.TrimPrefix(filepath.Base(fresh), newPrefix))
-	if err := os.Rename(fresh, named); err != nil {
+	if err := os.Rename(fresh, named); err != nil { //nolint:gosec // names of its own making
 		return nil, errors.Join(fmt.Errorf("naming a scratch folder: %w", err), s.Remove())
 	}
 	s.dir = named
@@ -59,7 +60,7 @@ func (s *Scratch) Remove() error {
 	return nil
 }
 
-// sweep removes scratch folders whose drill is no more.
+// sweep ends the processes and removes the scratch folders of drills that are no more.
 func sweep(parent string) error {
 	entries, err := os.ReadDir(parent)
 	if err != nil {
@@ -69,24 +70,33 @@ func sweep(parent string) error {
 		if !e.IsDir() || !strings.HasPrefix(e.Name(), scratchPrefix) {
 			continue
 		}
-		left := Scratch{dir: filepath.Join(parent, e.Name())}
-		left.lock, err = tryLock(left.dir)
-		switch {
-		case errors.Is(err, syscall.EWOULDBLOCK), errors.Is(err, os.ErrNotExist):
-			continue // in use, or its drill has just ended
-		case err != nil:
-			return fmt.Errorf("looking at the leftovers of an earlier drill: %w", err)
-		}
-		if err := left.Remove(); err != nil {
+		if err := removeLeftover(filepath.Join(parent, e.Name())); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// removeLeftover removes a scratch folder, and all that belongs to it, if its drill is no more.
+func removeLeftover(dir string) error {
+	left := Scratch{dir: dir}
+	var err error
+	left.lock, err = tryLock(dir)
+	switch {
+	case errors.Is(err, syscall.EWOULDBLOCK), errors.Is(err, os.ErrNotExist):
+		return nil // in use, or its drill has just ended
+	case err != nil:
+		return fmt.Errorf("looking at the leftovers of an earlier drill: %w", err)
+	}
+	if err := errors.Join(left.endProcesses(), left.removeFolders(), left.Remove()); err != nil {
+		return fmt.Errorf("removing what an earlier drill left: %w", err)
+	}
+	return nil
+}
+
 // tryLock locks a folder. syscall.EWOULDBLOCK means that somebody else has.
 func tryLock(dir string) (*os.File, error) {
-	f, err := os.Open(dir)
+	f, err := os.Open(dir) //nolint:gosec // a folder of the drill worker's
 	if err != nil {
 		return nil, err
 	}

@@ -1,104 +1,184 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"log/slog"
+	"math/rand/v2"
+
+	"filippo.io/age"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/drill"
-	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"
-	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
 )
 
-// drill restores a snapshot and compares. A drill that fails is a result, not an error: it is reported and not repeated.
+// DrillOptions is what drills need of the machine.
+type DrillOptions struct {
+	// ConsulBinary and NomadBinary are paths of the servers that snapshots are restored into; "consul" and "nomad" on PATH when
+	// empty.
+	ConsulBinary, NomadBinary string
+	// Confine is a command of this program that runs throwaway.Confined, as [/path/lifeboat-backup confine]; empty: no namespace.
+	Confine []string
+	// RequireIsolation fails a drill whose throwaway server could not be given a network namespace of its own.
+	RequireIsolation bool
+}
+
+// drill restores a snapshot and compares. A drill that fails is a result, not an error: it is reported and not repeated. An error
+// means that nothing was found out, and the job is delivered again.
 func (w *Worker) drill(ctx context.Context, j job) error {
-	m, err := w.Catalog.Find(ctx, j.target.Name, j.GetSnapshot())
+	escrow, err := w.withEscrow(j)
+	if err != nil {
+		return err
+	}
+	id, err := w.choose(ctx, j)
 	if err != nil {
 		return terminalIf(err, catalog.ErrNoSnapshot, "no_snapshot")
 	}
-	ids, err := w.identities()
+	m, err := w.Catalog.Manifest(ctx, j.target.Name, id)
+	unreadable := err
+	if err != nil && !errors.Is(err, catalog.ErrDamaged) {
+		return terminalIf(err, catalog.ErrNoSnapshot, "no_snapshot")
+	}
+	in := drill.Input{
+		DrillID: j.id, JobID: j.id, TraceID: traceID(ctx), RequestedBy: j.requestedBy(), Version: w.Version, Target: j.target,
+		SnapshotID: id, Manifest: m, Unreadable: unreadable, Fetch: w.fetch, Owner: w.owner, Dir: w.ScratchDir, Clock: w.Clock,
+		Servers: drill.Servers(w.Drill),
+		Began: func(phase string) {
+			w.Logger.DebugContext(ctx, "drill goes on", slog.String("target", j.target.Name), slog.String("drill_id", j.id),
+				slog.String("phase", phase))
+		},
+	}
+	in.Identity, in.Identities, in.Locked = w.drillIdentities(j, escrow)
+	report, err := drill.Run(ctx, in)
 	if err != nil {
+		return fmt.Errorf("drilling %s: %w", id, err)
+	}
+	if err := w.Catalog.AddDrill(ctx, report); err != nil {
 		return err
 	}
-	fetched := &fetch{}
-	report := drill.Run(ctx, drill.Input{
-		Manifest: m, DrillID: j.id, JobID: j.id, Version: w.Version, Dir: w.ScratchDir, Clock: w.Clock, TraceID: traceID(ctx),
-		Open: fetched.open(func(ctx context.Context) (io.ReadCloser, error) { return OpenDecoded(ctx, w.Objects, m, ids) }),
+	return w.drilled(ctx, j, m, report, escrow)
+}
+
+// withEscrow says whether the job asks for the escrow identity.
+func (w *Worker) withEscrow(j job) (bool, error) {
+	switch j.GetIdentity() {
+	case "":
+		return false, nil
+	case config.IdentityEscrow:
+		return true, nil
+	}
+	return false, bus.Terminal(reasonBadPayload, &rejectedError{fmt.Errorf(
+		"the job's identity is %q; use %q, or nothing for the worker's own", j.GetIdentity(), config.IdentityEscrow)})
+}
+
+// choose picks the snapshot that a job is about. A job that is delivered again has the same luck, so that it drills the same one.
+func (w *Worker) choose(ctx context.Context, j job) (string, error) {
+	selector := j.GetSnapshot()
+	if selector == "" && j.GetTick() != nil {
+		selector = j.target.Drill.Snapshot
+	}
+	h := fnv.New64a()
+	_, _ = io.WriteString(h, j.id) // a hash never fails
+	seed := h.Sum64()
+	return w.Catalog.Choose(ctx, j.target.Name, selector, func(n int) int {
+		chosen := rand.New(rand.NewPCG(seed, 0)).IntN(n) //nolint:gosec // nobody gains by guessing which one is drilled
+		w.Logger.InfoContext(ctx, "drilling a random snapshot", slog.String("target", j.target.Name), slog.String("drill_id", j.id),
+			slog.Uint64("seed", seed), slog.Int("chosen", chosen), slog.Int("snapshots", n))
+		return chosen
 	})
-	if ctx.Err() != nil {
-		// Interrupted, not failed: the next delivery runs it again.
-		return context.Cause(ctx)
+}
+
+// drillIdentities reads what decrypts. That it cannot be read is the drill's result: a restore could not read it either.
+func (w *Worker) drillIdentities(j job, escrow bool) (name string, ids []age.Identity, locked error) {
+	if !escrow {
+		ids, locked = w.identities()
+		return drill.IdentityWorker, ids, locked
 	}
-	if !report.GetPassed() && fetched.err != nil {
-		// The store failed, which says nothing about the snapshot.
-		return fmt.Errorf("drilling %s: %w", m.GetId(), fetched.err)
+	file := j.target.Drill.Escrow.IdentityFile
+	if file == "" {
+		return drill.IdentityEscrow, nil, fmt.Errorf("drill.escrow.identity_file of %s is not set", j.target.Name)
 	}
-	if err = w.Catalog.AddDrill(ctx, report); err != nil {
-		return err
+	ids, locked = readIdentities("drill.escrow.identity_file", file)
+	return drill.IdentityEscrow, ids, locked
+}
+
+// fetch opens a stored object.
+func (w *Worker) fetch(ctx context.Context, key string) (io.ReadCloser, error) {
+	r, _, err := w.Objects.Get(ctx, key)
+	return r, err
+}
+
+// owner looks for the snapshot whose data is stored where another's should be. It is asked when something is wrong already, and what
+// it cannot read it passes over.
+func (w *Worker) owner(ctx context.Context, stored *lifeboatv1.Digest) string {
+	for _, t := range w.Config().Targets {
+		ids, err := w.Catalog.IDs(ctx, t.Name)
+		if err != nil {
+			continue
+		}
+		for _, id := range ids {
+			m, err := w.Catalog.Manifest(ctx, t.Name, id)
+			if err != nil {
+				continue
+			}
+			for _, d := range parts(m) {
+				if d.GetStored().GetSha256() == stored.GetSha256() {
+					return fmt.Sprintf("snapshot %s of %s", id, t.Name)
+				}
+			}
+		}
 	}
-	verb, outcome := "passed", "passed"
-	message := report.GetSummary()
-	if !report.GetPassed() {
-		verb, outcome, message = "failed", "failed", report.GetFailure()
+	return ""
+}
+
+// Verbs of a drill's events. Those of a drill with the escrow identity are others, so that a good worker's key does not end the alert
+// about a bad escrow key, nor the other way round.
+func drillVerb(passed, escrow bool) string {
+	verb := "failed"
+	if passed {
+		verb = "passed"
 	}
-	err = w.Bus.Emit(ctx, &lifeboatv1.Event{
+	if escrow {
+		return "escrow-" + verb
+	}
+	return verb
+}
+
+// asksForEscrow says whether a job that was not carried out was about the escrow identity.
+func asksForEscrow(m *bus.Message) bool {
+	j := &lifeboatv1.Job{}
+	return bus.DecodeStrict(m.Data, j) == nil && j.GetIdentity() == config.IdentityEscrow
+}
+
+// drilled tells how a drill ended.
+func (w *Worker) drilled(ctx context.Context, j job, m *lifeboatv1.Manifest, report *lifeboatv1.DrillReport, escrow bool) error {
+	verb := drillVerb(report.GetPassed(), escrow)
+	err := w.Bus.Emit(ctx, &lifeboatv1.Event{
 		Id: "drill." + verb + "." + j.id, Noun: "drill", Verb: verb, Target: j.target.Name, JobId: j.id, DrillId: j.id,
-		SnapshotId: m.GetId(), RequestedBy: j.requestedBy(), Message: message,
+		SnapshotId: report.GetSnapshotId(), RequestedBy: j.requestedBy(), Message: report.GetSummary(),
 		Detail: &lifeboatv1.Event_Drill{Drill: report},
 	})
 	if err != nil {
 		return err
 	}
 	w.Logger.InfoContext(ctx, "drill ended", slog.String("target", j.target.Name), slog.String("drill_id", j.id),
-		slog.String("snapshot_id", m.GetId()), slog.String("outcome", outcome), slog.String("result", message))
+		slog.String("snapshot_id", report.GetSnapshotId()), slog.String("outcome", verb),
+		slog.String("result", cmp.Or(report.GetFailure(), report.GetSummary())))
+	w.metrics.drilled(report)
 	if !report.GetPassed() {
-		w.metrics.ended.WithLabelValues(string(j.work), j.target.Name, outcome).Inc()
+		w.metrics.ended.WithLabelValues(string(j.work), j.target.Name, "failed").Inc()
 		return nil
 	}
-	w.metrics.rto.WithLabelValues(j.target.Name).Set(report.GetRto().AsDuration().Seconds())
+	w.metrics.proven(j.target.Name, m.GetStartedAt().AsTime())
 	w.passed(j, report.GetFinishedAt().AsTime().Sub(report.GetStartedAt().AsTime()))
 	return nil
-}
-
-// fetch remembers an error of the store, as against one of the data.
-type fetch struct{ err error }
-
-func (f *fetch) open(open func(context.Context) (io.ReadCloser, error)) func(context.Context) (io.ReadCloser, error) {
-	return func(ctx context.Context) (io.ReadCloser, error) {
-		r, err := open(ctx)
-		if err != nil {
-			f.note(err)
-			return nil, err
-		}
-		return &fetching{r, f}, nil
-	}
-}
-
-func (f *fetch) note(err error) {
-	for _, about := range []error{io.EOF, pipeline.ErrDamaged, pipeline.ErrNoIdentity, store.ErrNotFound} {
-		if errors.Is(err, about) {
-			return
-		}
-	}
-	f.err = err
-}
-
-type fetching struct {
-	io.ReadCloser
-	f *fetch
-}
-
-func (r *fetching) Read(p []byte) (int, error) {
-	n, err := r.ReadCloser.Read(p)
-	if err != nil {
-		r.f.note(err)
-	}
-	return n, err
 }
 
 // terminalIf marks an error as beyond retry when it is of a kind.

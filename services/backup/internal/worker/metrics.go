@@ -7,17 +7,18 @@ import (
 
 type metrics struct {
 	pruneMetrics
+	*drillMetrics
 	ended       *prometheus.CounterVec
 	seconds     *prometheus.HistogramVec
 	lastSuccess *prometheus.GaugeVec
 	bytes       *prometheus.GaugeVec
-	rto         *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	f := promauto.With(reg)
 	return &metrics{
 		pruneMetrics: newPruneMetrics(f),
+		drillMetrics: newDrillMetrics(f),
 		ended: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "lifeboat_jobs_ended_total", Help: "Jobs that ended, by work, target and outcome (passed, failed).",
 		}, []string{"work", "target", "outcome"}),
@@ -31,8 +32,5 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		bytes: f.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "lifeboat_snapshot_size_bytes", Help: "Size of the newest snapshot, raw and stored.",
 		}, []string{"target", "form"}),
-		rto: f.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "lifeboat_drill_rto_seconds", Help: "Time from the first byte fetched to a server that answers, in the newest drill.",
-		}, []string{"target"}),
 	}
 }

@@ -272,14 +272,19 @@ func Identities(enc config.Encryption) ([]age.Identity, error) {
 	if enc.IdentityFile == "" {
 		return nil, nil
 	}
-	secret, err := enc.IdentityFile.Read()
+	return readIdentities("encryption.identity_file", enc.IdentityFile)
+}
+
+// readIdentities reads the file that a key of the configuration names.
+func readIdentities(key string, file config.SecretFile) ([]age.Identity, error) {
+	secret, err := file.Read()
 	if err != nil {
-		return nil, fmt.Errorf("encryption.identity_file: %w", err)
+		return nil, fmt.Errorf("%s: %w", key, err)
 	}
 	ids, err := age.ParseIdentities(strings.NewReader(secret))
 	if err != nil {
 		// The parser quotes the line, which is the secret.
-		return nil, fmt.Errorf("encryption.identity_file: %s does not hold an age identity", enc.IdentityFile)
+		return nil, fmt.Errorf("%s: %s does not hold an age identity", key, file)
 	}
 	return ids, nil
 }

@@ -79,8 +79,10 @@ type Options struct {
 	Registerer prometheus.Registerer
 	// ScratchDir is where drills restore; a folder of its own in it per drill.
 	ScratchDir string
-	Version    string
-	Clock      func() time.Time
+	// Drill is what drills need of the machine.
+	Drill   DrillOptions
+	Version string
+	Clock   func() time.Time
 	// PaceWindow is over how long the pace of a read is judged; a minute when zero.
 	PaceWindow time.Duration
 }
@@ -170,6 +172,10 @@ func (w *Worker) OnDead(ctx context.Context, m *bus.Message, failed error) error
 		e.Id, e.Noun = "copy.failed."+m.ID(), "copy"
 		w.metrics.ended.WithLabelValues("copy", target, "failed").Inc()
 	} else {
+		if work == config.WorkDrill && asksForEscrow(m) {
+			e.Verb = drillVerb(false, true)
+			e.Id = fmt.Sprintf("%s.%s.%s", work, e.GetVerb(), m.ID())
+		}
 		w.metrics.ended.WithLabelValues(string(work), target, "failed").Inc()
 	}
 	return w.Bus.Emit(ctx, e)

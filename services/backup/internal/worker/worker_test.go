@@ -24,6 +24,7 @@ import (
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/natstest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/s3test"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
@@ -79,6 +80,10 @@ type fleet struct {
 	copy    *worker.Copy
 	pace    time.Duration
 	stop    func() // ends the worker that was started last
+	consul  string // the program that drills restore into
+	// of the worker that was started last
+	scratch  string
+	registry *prometheus.Registry
 }
 
 func newFleet(t *testing.T, opts ...s3test.Option) *fleet {
@@ -88,6 +93,8 @@ func newFleet(t *testing.T, opts ...s3test.Option) *fleet {
 	f.objects, err = s3.New(t.Context(), f.s3.Config)
 	require.NoError(t, err)
 	f.wrapped = f.objects
+	f.consul, err = bintest.Find("consul")
+	require.NoError(t, err)
 	f.catalog = catalog.New(f.objects, "p")
 	f.config.Store(&config.Config{Targets: []config.Target{{
 		Name: target, Consul: &config.Consul{Address: "http://127.0.0.1:1"}, Timeout: time.Minute, MinKiBPerSecond: -1,
@@ -117,6 +124,7 @@ func (f *fleet) connect(actor string) *bus.Bus {
 func (f *fleet) work() {
 	f.t.Helper()
 	b := f.connect("worker")
+	f.scratch, f.registry = f.t.TempDir(), prometheus.NewRegistry()
 	w := worker.New(worker.Options{
 		Config: f.config.Load,
 		NewSource: func(config.Target) ([]worker.Source, error) {
@@ -128,7 +136,8 @@ func (f *fleet) work() {
 		Copy: f.copy, PaceWindow: f.pace, Remover: f.objects,
 		Objects: f.wrapped, Catalog: f.catalog, Bus: b, Logger: slog.New(slog.NewTextHandler(f.t.Output(), nil)),
 		Capabilities: f.probeOnce(),
-		Registerer:   prometheus.NewRegistry(), ScratchDir: f.t.TempDir(), Version: "test", Clock: time.Now,
+		Registerer:   f.registry, ScratchDir: f.scratch, Version: "test", Clock: time.Now,
+		Drill: worker.DrillOptions{ConsulBinary: f.consul},
 	})
 	ctx, cancel := context.WithCancel(f.t.Context())
 	var wg sync.WaitGroup
@@ -462,28 +471,6 @@ func TestVerifyFindsRotAndNamesIt(t *testing.T) {
 	require.Eventually(t, func() bool {
 		return strings.Contains(f.event("verify", "failed", target).GetMessage(), "no such object")
 	}, 20*time.Second, 50*time.Millisecond)
-}
-
-func TestADrillWithoutASnapshotFails(t *testing.T) {
-	f := newFleet(t)
-	f.work()
-	f.publish(config.WorkDrill, target, "")
-	assert.Contains(t, f.event("drill", "failed", target).GetMessage(), "has none yet")
-}
-
-func TestADrillIsReportedBesideItsSnapshot(t *testing.T) {
-	f := newFleet(t)
-	f.work()
-	f.publish(config.WorkSnapshot, target, "")
-	f.event("snapshot", "committed", target)
-	f.publish(config.WorkDrill, target, "")
-	e := f.event("drill", "passed", target)
-	assert.Contains(t, e.GetMessage(), "nothing was restored", "a Consul drill of today says how little it does")
-	all := f.snapshots()
-	require.Len(t, all, 1)
-	require.Len(t, all[0].Drills, 1)
-	assert.Equal(t, e.GetDrillId(), all[0].Drills[0].GetId())
-	assert.Nil(t, all[0].Proven(), "decoded is not proven")
 }
 
 // Guarantee 8: no secret appears in a log, an event, a manifest or an error.

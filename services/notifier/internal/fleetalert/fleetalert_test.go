@@ -72,7 +72,17 @@ func TestAlertsAreDerivedFromTheLastEvents(t *testing.T) {
 		"resolved for 5 minutes": {
 			[]step{{"drill", "failed", 2}, {"drill", "passed", 10}}, 14, []string{"LifeboatDrillFailed resolved at 10"},
 		},
-		"then forgotten":   {[]step{{"drill", "failed", 2}, {"drill", "passed", 10}}, 15, nil},
+		"then forgotten": {[]step{{"drill", "failed", 2}, {"drill", "passed", 10}}, 15, nil},
+		"the worker's key, not the escrow key": {
+			[]step{{"drill", "failed", 2}, {"drill", "escrow-failed", 3}, {"drill", "passed", 10}},
+			20,
+			[]string{"LifeboatEscrowDrillFailed firing since 3"},
+		},
+		"the escrow key, not the worker's": {
+			[]step{{"drill", "failed", 2}, {"drill", "escrow-failed", 3}, {"drill", "escrow-passed", 10}},
+			20,
+			[]string{"LifeboatDrillFailed firing since 2"},
+		},
 		"a new failure":    {[]step{{"verify", "failed", 2}, {"verify", "passed", 10}, {"verify", "failed", 11}}, 12, []string{"LifeboatVerifyFailed firing since 11"}},
 		"rpo":              {[]step{{"rpo", "exceeded", 2}}, 3, []string{"LifeboatRPOExceeded firing since 2"}},
 		"rejected fires":   {[]step{{"job", "rejected", 2}}, 16, []string{"LifeboatJobRejected firing since 2"}},
@@ -230,4 +240,25 @@ func TestEveryAlertmanagerGetsThePostAndOneThatAnswersIsEnough(t *testing.T) {
 	cfg.Alertmanager.URLs = cfg.Alertmanager.URLs[:1]
 	a.raise(t.Context())
 	assert.Len(t, s.notifications(), 1, "none answers any more")
+}
+
+// What a drill's event says reaches the alert whole: the phase, the difference and what to do, beside the runbook's page.
+func TestADrillsAlertSaysWhatFailedAndWhatToDo(t *testing.T) {
+	t.Parallel()
+	e := event("drill", "failed", "etcd-prod", 1)
+	e.Message = "The drill of snapshot s of etcd-prod failed in the phase compare: the restored data differs: keys is 2 and should be 3.\n" +
+		"What to do: keep the snapshot."
+	s := newState()
+	s.apply(1, t0, e)
+	alerts := s.alerts(at(2), &config.Config{Notifier: config.Notifier{
+		Runbooks: config.Runbooks{BaseURL: "https://runbooks.example.com", Suffix: ".md"},
+	}})
+	require.Len(t, alerts, 1)
+	assert.Equal(t, "Restore drill of etcd-prod failed", alerts[0].Annotations["summary"])
+	assert.Equal(t, e.GetMessage(), alerts[0].Annotations["description"])
+	assert.Equal(t, "https://runbooks.example.com/lifeboat-drill-failed.md", alerts[0].Annotations["runbook_url"])
+	s.apply(2, t0, event("drill", "escrow-failed", "etcd-prod", 3))
+	alerts = s.alerts(at(4), &config.Config{Notifier: config.Notifier{Runbooks: config.Runbooks{BaseURL: "https://runbooks.example.com"}}})
+	require.Len(t, alerts, 2)
+	assert.Equal(t, "https://runbooks.example.com/lifeboat-escrow-drill-failed", alerts[1].Annotations["runbook_url"])
 }

@@ -34,6 +34,7 @@ func rules() []rule {
 		{alert: "LifeboatSnapshotFailed", severity: "critical", summary: "Snapshot of %s failed", noun: "snapshot", bad: "failed", good: "committed"},
 		{alert: "LifeboatVerifyFailed", severity: "critical", summary: "Verification of the stored snapshots of %s failed", noun: "verify", bad: "failed", good: "passed"},
 		{alert: "LifeboatDrillFailed", severity: "warning", summary: "Restore drill of %s failed", noun: "drill", bad: "failed", good: "passed"},
+		{alert: "LifeboatEscrowDrillFailed", severity: "warning", summary: "Restore drill of %s with the escrow identity failed", noun: "drill", bad: "escrow-failed", good: "escrow-passed"},
 		{alert: "LifeboatSourceWorrying", severity: "warning", summary: "Something about the source %s should worry somebody", noun: "source", bad: "worrying", good: "well"},
 		{alert: "LifeboatCopyFailed", severity: "critical", summary: "A snapshot of %s is not in the second bucket", noun: "copy", bad: "failed", good: "passed"},
 		{alert: "LifeboatPruneFailed", severity: "warning", summary: "Retention of %s could not be applied", noun: "prune", bad: "failed", good: "passed"},

@@ -88,16 +88,14 @@ type Emitter struct {
 }
 
 // key names a schedule.
-type key struct {
-	target string
-	work   config.Work
-}
+type key struct{ target, schedule string }
 
 // entry is a schedule with what the stream says about it.
 type entry struct {
 	timetable.Entry[key]
-	line, zone string
-	seq        uint64
+	schedule config.Schedule
+	zone     string
+	seq      uint64
 	// unrecorded is a state whose missed ticks may not be in the audit log yet.
 	unrecorded *lifeboatv1.ScheduleState
 }
@@ -137,7 +135,7 @@ func (e *Emitter) round(ctx context.Context) time.Duration {
 			if err != nil && ctx.Err() == nil {
 				failed = true
 				e.Logger.WarnContext(ctx, "could not emit a tick, trying again", slog.String("target", due.Key.target),
-					slog.String("work", string(due.Key.work)), slog.Any("err", err))
+					slog.String("schedule", due.Key.schedule), slog.Any("err", err))
 			}
 			e.put(due)
 			return nil
@@ -179,22 +177,18 @@ func (e *Emitter) put(en *entry) {
 func (e *Emitter) load(ctx context.Context) (failed bool) {
 	wanted := map[key]bool{}
 	for _, t := range e.Config().Targets {
-		for _, w := range config.Works() {
-			line := t.ScheduleOf(w)
-			if line == "" {
-				continue
-			}
-			k := key{t.Name, w}
+		for _, schedule := range t.Schedules() {
+			k := key{t.Name, schedule.Name}
 			wanted[k] = true
-			if have, ok := e.known[k]; ok && have.line == line && have.zone == t.TimeZone {
+			if have, ok := e.known[k]; ok && have.schedule == schedule && have.zone == t.TimeZone {
 				continue
 			}
-			en, err := e.loadEntry(ctx, k, line, t.TimeZone)
+			en, err := e.loadEntry(ctx, k, schedule, t.TimeZone)
 			if err != nil {
 				failed = true
 				if ctx.Err() == nil {
 					e.Logger.WarnContext(ctx, "could not load a schedule, trying again", slog.String("target", t.Name),
-						slog.String("work", string(w)), slog.Any("err", err))
+						slog.String("schedule", schedule.Name), slog.Any("err", err))
 				}
 				continue
 			}
@@ -212,14 +206,14 @@ func (e *Emitter) load(ctx context.Context) (failed bool) {
 }
 
 // loadEntry makes an entry of a schedule and adopts what the stream says about it.
-func (e *Emitter) loadEntry(ctx context.Context, k key, line, zone string) (*entry, error) {
-	schedule, err := config.ParseSchedule(line, zone)
+func (e *Emitter) loadEntry(ctx context.Context, k key, schedule config.Schedule, zone string) (*entry, error) {
+	cron, err := config.ParseSchedule(schedule.Line, zone)
 	if err != nil {
 		return nil, err
 	}
-	en := &entry{Entry: timetable.Entry[key]{Key: k, Schedule: schedule}, line: line, zone: zone}
+	en := &entry{Entry: timetable.Entry[key]{Key: k, Schedule: cron}, schedule: schedule, zone: zone}
 	return en, e.adopt(ctx, en, func(s *lifeboatv1.ScheduleState) bool {
-		return s.GetTick() != nil && s.GetSchedule() == line && s.GetTimeZone() == zone
+		return s.GetTick() != nil && s.GetSchedule() == schedule.Line && s.GetTimeZone() == zone
 	})
 }
 
@@ -253,7 +247,7 @@ func (e *Emitter) adopt(ctx context.Context, en *entry, valid func(*lifeboatv1.S
 // read fetches the state and remembers its sequence.
 func (e *Emitter) read(ctx context.Context, en *entry) (*lifeboatv1.ScheduleState, error) {
 	state := &lifeboatv1.ScheduleState{}
-	seq, _, err := e.Bus.Last(ctx, bus.StreamJobs, bus.ScheduleSubject(en.Key.target, en.Key.work), state)
+	seq, _, err := e.Bus.Last(ctx, bus.StreamJobs, bus.ScheduleSubject(en.Key.target, en.Key.schedule), state)
 	if err != nil {
 		return nil, fmt.Errorf("reading the schedule's state: %w", err)
 	}
@@ -263,11 +257,11 @@ func (e *Emitter) read(ctx context.Context, en *entry) (*lifeboatv1.ScheduleStat
 
 func (e *Emitter) state(en *entry, s *lifeboatv1.ScheduleState) bus.State {
 	if s.GetSchedule() == "" { // a state of another schedule, written by a replica with another file, keeps its own
-		s.Schedule, s.TimeZone = en.line, en.zone
+		s.Schedule, s.TimeZone = en.schedule.Line, en.zone
 	}
 	s.DecidedAt = timestamppb.New(e.Now())
 	return bus.State{
-		Outgoing: bus.Outgoing{Subject: bus.ScheduleSubject(en.Key.target, en.Key.work), Message: s}, Expect: en.seq,
+		Outgoing: bus.Outgoing{Subject: bus.ScheduleSubject(en.Key.target, en.Key.schedule), Message: s}, Expect: en.seq,
 	}
 }
 
@@ -281,7 +275,7 @@ func (e *Emitter) decide(ctx context.Context, en *entry, now time.Time) error {
 	if !ok {
 		return nil
 	}
-	ctx, span := otel.Tracer("lifeboat/scheduler").Start(ctx, "tick "+en.Key.target+" "+string(en.Key.work))
+	ctx, span := otel.Tracer("lifeboat/scheduler").Start(ctx, "tick "+en.Key.target+" "+en.Key.schedule)
 	defer span.End()
 	state := &lifeboatv1.ScheduleState{
 		Tick: timestamppb.New(due.Tick), Outcome: lifeboatv1.ScheduleState_OUTCOME_EMITTED, Skipped: due.Passed,
@@ -290,8 +284,8 @@ func (e *Emitter) decide(ctx context.Context, en *entry, now time.Time) error {
 		state.SkippedFrom = timestamppb.New(due.From)
 	}
 	seq, err := e.Bus.PutStateWith(ctx, e.state(en, state), bus.Outgoing{
-		Subject: bus.JobSubject(en.Key.work, en.Key.target),
-		Message: &lifeboatv1.Job{Tick: timestamppb.New(due.Tick), RequestedBy: "scheduler"},
+		Subject: bus.JobSubject(en.schedule.Work, en.Key.target),
+		Message: &lifeboatv1.Job{Tick: timestamppb.New(due.Tick), RequestedBy: "scheduler", Identity: en.schedule.Identity},
 	})
 	if errors.Is(err, bus.ErrBusy) {
 		state.Outcome, state.Reason = lifeboatv1.ScheduleState_OUTCOME_MISSED, reasonOverlap
@@ -314,11 +308,11 @@ func (e *Emitter) decide(ctx context.Context, en *entry, now time.Time) error {
 
 func (e *Emitter) count(en *entry, s *lifeboatv1.ScheduleState) {
 	if s.GetOutcome() == lifeboatv1.ScheduleState_OUTCOME_EMITTED {
-		e.metrics.emitted.WithLabelValues(en.Key.target, string(en.Key.work)).Inc()
+		e.metrics.emitted.WithLabelValues(en.Key.target, en.Key.schedule).Inc()
 	} else {
-		e.metrics.missed.WithLabelValues(en.Key.target, string(en.Key.work), s.GetReason()).Inc()
+		e.metrics.missed.WithLabelValues(en.Key.target, en.Key.schedule, s.GetReason()).Inc()
 	}
-	e.metrics.missed.WithLabelValues(en.Key.target, string(en.Key.work), reasonDown).Add(float64(s.GetSkipped()))
+	e.metrics.missed.WithLabelValues(en.Key.target, en.Key.schedule, reasonDown).Add(float64(s.GetSkipped()))
 }
 
 // record puts the ticks that a state calls missed into the audit log, and notes in the state that they are there. A
@@ -351,21 +345,21 @@ func (e *Emitter) record(ctx context.Context, en *entry) error {
 func missedEvent(en *entry, s *lifeboatv1.ScheduleState, overlap bool) *lifeboatv1.Event {
 	tick := s.GetTick().AsTime()
 	ev := &lifeboatv1.Event{
-		Id:   fmt.Sprintf("tick.missed.%s.%s.%d", en.Key.target, en.Key.work, tick.Unix()),
+		Id:   fmt.Sprintf("tick.missed.%s.%s.%d", en.Key.target, en.Key.schedule, tick.Unix()),
 		Noun: "tick", Verb: "missed", Target: en.Key.target, RequestedBy: "scheduler",
-		Attributes: map[string]string{"work": string(en.Key.work), "tick": tick.UTC().Format(time.RFC3339)},
+		Attributes: map[string]string{"work": string(en.schedule.Work), "schedule": en.schedule.Name, "tick": tick.UTC().Format(time.RFC3339)},
 	}
 	if s.GetSkipped() > 0 {
 		from := s.GetSkippedFrom().AsTime().UTC().Format(time.RFC3339)
 		ev.Attributes["down_count"], ev.Attributes["down_from"] = fmt.Sprint(s.GetSkipped()), from
-		ev.Message = fmt.Sprintf("%d ticks of %s from %s on passed while no scheduler ran", s.GetSkipped(), en.Key.work, from)
+		ev.Message = fmt.Sprintf("%d ticks of %s from %s on passed while no scheduler ran", s.GetSkipped(), en.schedule.Name, from)
 	}
 	if overlap {
 		ev.Attributes["reason"] = s.GetReason()
 		if ev.GetMessage() != "" {
 			ev.Message += "; "
 		}
-		ev.Message += fmt.Sprintf("the tick of %s at %s was skipped: a job waits or runs", en.Key.work, ev.GetAttributes()["tick"])
+		ev.Message += fmt.Sprintf("the tick of %s at %s was skipped: a job waits or runs", en.schedule.Name, ev.GetAttributes()["tick"])
 	}
 	return ev
 }

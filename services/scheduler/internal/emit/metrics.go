@@ -18,10 +18,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		schedules: f.NewGauge(prometheus.GaugeOpts{Name: "lifeboat_schedules", Help: "Schedules in the timetable."}),
 		emitted: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "lifeboat_ticks_emitted_total", Help: "Ticks that this replica emitted as jobs.",
-		}, []string{"target", "work"}),
+		}, []string{"target", "schedule"}),
 		missed: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "lifeboat_ticks_missed_total", Help: "Ticks that this replica recorded as missed, by reason (down, overlap).",
-		}, []string{"target", "work", "reason"}),
+		}, []string{"target", "schedule", "reason"}),
 		lateness: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "lifeboat_tick_lateness_seconds", Help: "From the scheduled time to the decision.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 12),

@@ -6,7 +6,55 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"runtime/debug"
+	"syscall"
 )
+
+// CheckFile is Check of a file. It maps the file into memory, which is several times as fast as to read page by page.
+func CheckFile(path string) (err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() < pageHeaderSize+metaSize {
+		return errNoMeta
+	}
+	mapped, err := syscall.Mmap(int(f.Fd()), 0, int(info.Size()), syscall.PROT_READ, syscall.MAP_SHARED)
+	if err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	defer func() { err = errors.Join(err, syscall.Munmap(mapped)) }()
+	// A page that the disk cannot read is a fault and not an error, which would end the process.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("reading the file: %v", p)
+		}
+	}()
+	return Check(memory(mapped))
+}
+
+// memory is a file that is mapped.
+type memory []byte
+
+// ReadAt implements io.ReaderAt.
+func (m memory) ReadAt(p []byte, off int64) (int, error) {
+	b, err := m.view(off, len(p))
+	return copy(p, b), err
+}
+
+func (m memory) view(off int64, n int) ([]byte, error) {
+	if off < 0 || off > int64(len(m)) || int64(len(m))-off < int64(n) {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return m[off : off+int64(n) : off+int64(n)], nil
+}
 
 // Check walks every bucket of a database file and says whether its tree is sound: each page is what it is referred to
 // as, none is referred to twice, and all keys are in order. It is what bbolt relies on when it opens a file, and where
@@ -50,12 +98,12 @@ func (c *checker) page(id uint64, in bounds, level, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("page %d lies too deep", id)
 	}
-	b := make([]byte, c.meta.pageSize)
 	off := int64(id) * int64(c.meta.pageSize) //nolint:gosec // checked by claim, and a wrong one is outside the file
 	if id >= c.meta.pages {
 		return fmt.Errorf("page %d is referred to and lies beyond the end", id)
 	}
-	if _, err := c.f.ReadAt(b, off); err != nil {
+	b, err := c.read(off, int(c.meta.pageSize))
+	if err != nil {
 		return fmt.Errorf("reading page %d: %w", id, err)
 	}
 	img := pageImage{b: b, size: (1 + uint64(binary.LittleEndian.Uint32(b[12:]))) * uint64(c.meta.pageSize)}
@@ -73,6 +121,16 @@ func (c *checker) page(id uint64, in bounds, level, depth int) error {
 		return c.leaf(img, off, keys, level)
 	}
 	return fmt.Errorf("page %d is referred to and is neither leaf nor branch", id)
+}
+
+// read gives bytes that stay as they are.
+func (c *checker) read(off int64, n int) ([]byte, error) {
+	if m, ok := c.f.(memory); ok {
+		return m.view(off, n)
+	}
+	b := make([]byte, n)
+	_, err := c.f.ReadAt(b, off)
+	return b, err
 }
 
 // claim marks the slots of a page as taken.
@@ -165,16 +223,16 @@ func (c *checker) bucket(value []byte, page uint64, level int) error {
 	return nil
 }
 
-// bytes gives a copy of a span of a page, also where that lies in the slots that the page overflows into.
+// bytes gives a span of a page, also where that lies in the slots that the page overflows into.
 func (c *checker) bytes(img pageImage, off int64, sp span) ([]byte, error) {
 	if end := sp.off + sp.len; end <= uint64(len(img.b)) {
-		return bytes.Clone(img.b[sp.off:end]), nil
+		return img.b[sp.off:end], nil
 	}
 	if sp.len > maxKey {
 		return nil, fmt.Errorf("a key of %d bytes is longer than any", sp.len)
 	}
-	b := make([]byte, sp.len)
-	if _, err := c.f.ReadAt(b, off+int64(sp.off)); err != nil { //nolint:gosec // within the page's size
+	b, err := c.read(off+int64(sp.off), int(sp.len)) //nolint:gosec // within the page's size
+	if err != nil {
 		return nil, fmt.Errorf("reading a key: %w", err)
 	}
 	return b, nil

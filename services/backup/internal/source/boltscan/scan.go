@@ -27,6 +27,7 @@ type Scanner struct {
 	children int
 	buckets  map[uint32]*bucketRefs
 	compacts map[uint32]int64
+	enabled  map[uint32]bool
 
 	err error
 }
@@ -39,20 +40,10 @@ type Result struct {
 	Revisions int64
 	// CompactRevision is up to where history was, or was about to be, removed; 0 when it never was.
 	CompactRevision int64
-}
-
-// bucketRefs are the buckets that one leaf page of the root bucket names.
-type bucketRefs struct {
-	key, meta *bucketRef
-	// others are the pages of the other buckets, which are only walked.
-	others []uint64
-}
-
-// bucketRef says where a bucket is: at a page, or inline, in which case root is zero and what is needed of it was read.
-type bucketRef struct {
-	root      uint64
-	revisions int64
-	revision  int64
+	// Leases, Users and Roles are how many of them there are.
+	Leases, Users, Roles int64
+	// AuthEnabled says whether requests need a user.
+	AuthEnabled bool
 }
 
 const (
@@ -73,6 +64,7 @@ const (
 func New() *Scanner {
 	return &Scanner{
 		branches: make(map[uint32][]uint32), buckets: make(map[uint32]*bucketRefs), compacts: make(map[uint32]int64),
+		enabled: make(map[uint32]bool),
 	}
 }
 
@@ -191,6 +183,12 @@ func (s *Scanner) leaf(slot uint32, off uint64, img pageImage) {
 			s.fetch(off, img, both, func(b []byte) { s.bucket(slot, string(b[:key.len]), b[key.len:]) })
 		case value.len == revisionKey && isCompactName(key.len):
 			s.fetch(off, img, both, func(b []byte) { s.compacted(slot, string(b[:key.len]), b[key.len:]) })
+		case value.len == 1 && key.len == uint64(len(authEnabled)):
+			s.fetch(off, img, both, func(b []byte) {
+				if isEnabled(b[:key.len], b[key.len:]) && len(s.enabled) < maxRoots {
+					s.enabled[slot] = true
+				}
+			})
 		}
 	}
 }
@@ -206,74 +204,6 @@ func (s *Scanner) fetch(off uint64, img pageImage, sp span, done func([]byte)) {
 		w.take(img.b[sp.off:])
 	}
 	s.wants.add(w)
-}
-
-// bucket takes a bucket that a leaf page names.
-func (s *Scanner) bucket(slot uint32, name string, value []byte) {
-	refs := s.buckets[slot]
-	if refs == nil {
-		if len(s.buckets) >= maxRoots {
-			s.err = errors.New("too many of its pages look like its root")
-			return
-		}
-		refs = &bucketRefs{}
-		s.buckets[slot] = refs
-	}
-	root := binary.LittleEndian.Uint64(value)
-	switch {
-	case name == bucketKey && root != 0:
-		refs.key = &bucketRef{root: root}
-	case name == bucketKey:
-		refs.key = inlineKeys(value[bucketHeader:])
-	case name == bucketMeta && root != 0:
-		refs.meta = &bucketRef{root: root}
-	case name == bucketMeta:
-		refs.meta = inlineMeta(value[bucketHeader:])
-	case len(refs.others) == maxBuckets:
-		s.slots.set(slot, kindNone, 0)
-	case root != 0:
-		refs.others = append(refs.others, root)
-	case !eachInline(value[bucketHeader:], func(_, _ []byte) bool { return true }):
-		s.slots.set(slot, kindNone, 0)
-	}
-}
-
-// inlineKeys reads a key bucket that is small enough to have no page of its own; nil when it is not one.
-func inlineKeys(page []byte) *bucketRef {
-	ref := &bucketRef{}
-	ok := eachInline(page, func(k, _ []byte) bool {
-		rev, ok := mainRevision(k)
-		ref.revision = rev
-		ref.revisions++
-		return ok
-	})
-	if !ok {
-		return nil
-	}
-	return ref
-}
-
-// inlineMeta is the same for the meta bucket, and finds the latest mark of a compaction.
-func inlineMeta(page []byte) *bucketRef {
-	ref := &bucketRef{}
-	ok := eachInline(page, func(k, v []byte) bool {
-		if isCompact(string(k)) {
-			rev, _ := mainRevision(v)
-			ref.revision = max(ref.revision, rev)
-		}
-		return true
-	})
-	if !ok {
-		return nil
-	}
-	return ref
-}
-
-// compacted takes an entry of the meta bucket when that is too large to be inline.
-func (s *Scanner) compacted(slot uint32, name string, value []byte) {
-	if rev, ok := mainRevision(value); ok && isCompact(name) && len(s.compacts) < maxRoots {
-		s.compacts[slot] = max(s.compacts[slot], rev)
-	}
 }
 
 // Result walks the tree. Call it once everything was written.
@@ -302,9 +232,8 @@ func (s *Scanner) Result() (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	// Nothing is wanted of the other buckets but that they are whole.
-	for _, root := range refs.others {
-		if err := s.walk(root, s.flat); err != nil {
+	for _, b := range refs.others {
+		if err := s.other(b, &res); err != nil {
 			return Result{}, fmt.Errorf("walking a bucket: %w", err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -89,7 +90,26 @@ func (m *model) step(tx *bolt.Tx) error {
 			}
 		}
 	}
+	if err := m.auth(tx); err != nil {
+		return err
+	}
 	return tx.Bucket([]byte("lease")).Put([]byte{byte(m.rand.IntN(256))}, m.value())
+}
+
+// auth adds users and roles, of which some are as long as a page, and turns authentication on and off.
+func (m *model) auth(tx *bolt.Tx) error {
+	for _, name := range []string{"authUsers", "authRoles"} {
+		for range m.rand.IntN(30) {
+			k := []byte{byte(m.rand.IntN(256)), byte(m.rand.IntN(256))}
+			if err := tx.Bucket([]byte(name)).Put(k, m.value()); err != nil {
+				return err
+			}
+		}
+	}
+	if err := tx.Bucket([]byte("auth")).Put([]byte("authRevision"), m.value()); err != nil {
+		return err
+	}
+	return tx.Bucket([]byte("auth")).Put([]byte("authEnabled"), []byte{byte(m.rand.IntN(2))})
 }
 
 // want walks the database with the real library.
@@ -107,6 +127,10 @@ func (m *model) want(t *testing.T, tx *bolt.Tx) Result {
 		}
 	}
 	res.Revision = max(res.Revision, res.CompactRevision)
+	for name, n := range map[string]*int64{"lease": &res.Leases, "authUsers": &res.Users, "authRoles": &res.Roles} {
+		require.NoError(t, tx.Bucket([]byte(name)).ForEach(func(_, _ []byte) error { *n++; return nil }))
+	}
+	res.AuthEnabled = bytes.Equal(tx.Bucket([]byte("auth")).Get([]byte("authEnabled")), []byte{1})
 	return res
 }
 
@@ -134,7 +158,7 @@ func TestScannerAgainstBbolt(t *testing.T) {
 			require.NoError(t, err)
 			m := &model{db: db, rand: r}
 			require.NoError(t, db.Update(func(tx *bolt.Tx) error {
-				for _, name := range []string{"alarm", "auth", "cluster", "key", "lease", "members", "meta"} {
+				for _, name := range []string{"alarm", "auth", "authRoles", "authUsers", "cluster", "key", "lease", "members", "meta"} {
 					if _, err := tx.CreateBucket([]byte(name)); err != nil {
 						return err
 					}
@@ -153,7 +177,7 @@ func TestScannerAgainstBbolt(t *testing.T) {
 				got, err := scanInPieces(r, copied.Bytes())
 				require.NoError(t, err)
 				require.Equal(t, m.want(t, tx), got, "page size %d", pageSize)
-				require.NoError(t, Check(bytes.NewReader(copied.Bytes())), "page size %d", pageSize)
+				requireSound(t, copied.Bytes(), true)
 				require.NoError(t, tx.Rollback())
 			}
 			require.NoError(t, db.Close())
@@ -197,9 +221,9 @@ func TestScannerRefuses(t *testing.T) {
 		_, err = scanInPieces(r, data[:n])
 		require.Error(t, err, "cut at %d", n)
 	}
-	require.NoError(t, Check(bytes.NewReader(data)))
+	requireSound(t, data, true)
 	for _, n := range []int{0, 10, 512, 1024, len(data) / 4} {
-		require.Error(t, Check(bytes.NewReader(data[:n])), "cut at %d", n)
+		requireSound(t, data[:n], false)
 	}
 	circle := bytes.Clone(data)
 	for page := 512 * 2; page < len(circle); page += 512 {
@@ -211,9 +235,19 @@ func TestScannerRefuses(t *testing.T) {
 	}
 	_, err = scanInPieces(r, circle)
 	require.ErrorContains(t, err, "circles")
-	require.Error(t, Check(bytes.NewReader(circle)))
+	requireSound(t, circle, false)
 	_, err = scanInPieces(r, make([]byte, 1<<20))
 	require.ErrorContains(t, err, "meta page")
+}
+
+// requireSound checks a database that is read and one that is mapped.
+func requireSound(t *testing.T, data []byte, sound bool) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "db")
+	require.NoError(t, os.WriteFile(path, data, 0o600))
+	read, mapped := Check(bytes.NewReader(data)), CheckFile(path)
+	require.Equal(t, sound, read == nil, "%d bytes: %v", len(data), read)
+	require.Equal(t, sound, mapped == nil, "%d bytes: %v", len(data), mapped)
 }
 
 // FuzzScanner looks for a panic, and for an answer without end.
@@ -239,7 +273,8 @@ func TestScannerSurvivesDamage(t *testing.T) {
 			bad[1024+r.IntN(len(bad)-1024)] = byte(r.IntN(256))
 		}
 		_, _ = scanInPieces(r, bad)
-		_ = Check(bytes.NewReader(bad))
+		read, mapped := Check(bytes.NewReader(bad)), Check(memory(bad))
+		require.Equal(t, read == nil, mapped == nil, "%v and %v", read, mapped)
 	}
 }
 

@@ -7,8 +7,14 @@ import (
 
 // Names and lengths in etcd's schema (go.etcd.io/etcd/server/v3/storage/schema, storage/mvcc/revision.go).
 const (
-	bucketKey  = "key"
-	bucketMeta = "meta"
+	bucketKey   = "key"
+	bucketMeta  = "meta"
+	bucketLease = "lease"
+	bucketAuth  = "auth"
+	bucketUsers = "authUsers"
+	bucketRoles = "authRoles"
+
+	authEnabled = "authEnabled"
 
 	finishedCompact  = "finishedCompactRev"
 	scheduledCompact = "scheduledCompactRev"
@@ -23,6 +29,9 @@ func isCompactName(n uint64) bool {
 }
 
 func isCompact(name string) bool { return name == finishedCompact || name == scheduledCompact }
+
+// isEnabled says whether an entry of the auth bucket is the one that says that authentication is on.
+func isEnabled(k, v []byte) bool { return string(k) == authEnabled && len(v) == 1 && v[0] == 1 }
 
 // mainRevision reads the main part of a revision in the form that keys and compaction marks have.
 func mainRevision(b []byte) (int64, bool) {

@@ -30,7 +30,6 @@ package consul
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -40,10 +39,8 @@ import (
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/consulkv"
 )
-
-// infoTimeout bounds each short question to the agent.
-const infoTimeout = 10 * time.Second
 
 // Source is the KV store of one Consul datacenter.
 type Source struct {
@@ -65,17 +62,17 @@ func (s *Source) Format() string { return "json" }
 
 // Ping says whether the agent answers and knows a leader.
 func (s *Source) Ping(ctx context.Context) error {
-	c, err := s.client(s.opts.Idle)
+	c, err := consulkv.NewClient(s.cfg, s.opts.Idle)
 	if err != nil {
 		return err
 	}
-	defer c.close()
+	defer c.Close()
 	var leader string
-	if err := c.getJSON(ctx, "/v1/status/leader", "asking for the leader", &leader); err != nil {
+	if err := c.GetJSON(ctx, "/v1/status/leader", "asking for the leader", &leader); err != nil {
 		return err
 	}
 	if leader == "" {
-		return c.failed(ctx, source.Stale, "asking for the leader", errors.New("it knows none"))
+		return c.Failed(ctx, source.Stale, "asking for the leader", errors.New("it knows none"))
 	}
 	return nil
 }
@@ -83,7 +80,7 @@ func (s *Source) Ping(ctx context.Context) error {
 // Open asks for every key under the prefixes at once. One answer is one read transaction of the server, so it is consistent
 // at its index; consistent= makes the leader prove first that it still is one.
 func (s *Source) Open(ctx context.Context) (source.Stream, error) {
-	c, err := s.client(s.opts.Idle)
+	c, err := consulkv.NewClient(s.cfg, s.opts.Idle)
 	if err != nil {
 		return nil, err
 	}
@@ -98,11 +95,11 @@ func (s *Source) Open(ctx context.Context) (source.Stream, error) {
 
 // list begins a read.
 func (s *Source) list(st *Stream, idle *source.Idle) (err error) {
-	prefix := commonPrefix(s.cfg.Prefixes)
-	st.token = st.client.whoami(st.ctx)
+	prefix := consulkv.CommonPrefix(s.cfg.Prefixes)
+	st.token = st.client.WhoAmI(st.ctx)
 	path := "/v1/kv/" + (&url.URL{Path: prefix}).EscapedPath() + "?recurse=true&consistent="
 	idle.Begin()
-	st.resp, err = st.client.get(st.ctx, path) //nolint:bodyclose // the stream closes it
+	st.resp, err = st.client.Get(st.ctx, path) //nolint:bodyclose // the stream closes it
 	idle.End()
 	if err != nil {
 		return st.failed(source.Unreachable, err)
@@ -110,86 +107,17 @@ func (s *Source) list(st *Stream, idle *source.Idle) (err error) {
 	switch st.resp.StatusCode {
 	case http.StatusOK, http.StatusNotFound:
 	case http.StatusForbidden:
-		return st.failed(source.Denied, forbidden(source.NewStatusError(st.resp), prefix))
+		return st.failed(source.Denied, consulkv.Forbidden(source.NewStatusError(st.resp), prefix))
 	default:
-		return st.client.refused(st.ctx, st.resp, st.doing)
+		return st.client.Refused(st.ctx, st.resp, st.doing)
 	}
-	if err := st.token.check(st.resp.Header, prefix, s.cfg.Prefixes); err != nil {
+	if err := st.token.Check(st.resp.Header, prefix, s.cfg.Prefixes); err != nil {
 		return st.failed(source.Denied, err)
 	}
 	if st.resp.StatusCode == http.StatusNotFound {
 		return st.beginEmpty(idle)
 	}
 	return st.begin(idle)
-}
-
-// client is what one read needs; it is made anew each time, so that certificates and the token may rotate.
-type client struct {
-	base  string
-	shown string
-	token string
-	http  *http.Client
-}
-
-// client makes one whose answers begin within header; source.DefaultIdle when zero.
-func (s *Source) client(header time.Duration) (*client, error) {
-	shown := source.Endpoint(s.cfg.Address)
-	bad := func(doing string, err error) error {
-		return &source.Error{Reason: source.Misconfigured, Endpoint: shown, Doing: doing, Err: err}
-	}
-	if _, err := url.Parse(s.cfg.Address); err != nil {
-		return nil, bad("reading the address", errors.New("it is no URL"))
-	}
-	c := &client{shown: shown}
-	var err error
-	if s.cfg.TokenFile != "" {
-		if c.token, err = s.cfg.TokenFile.Read(); err != nil {
-			return nil, bad("reading the token", err)
-		}
-	}
-	if c.http, c.base, err = source.NewHTTPClient(s.cfg.Address, s.cfg.TLS, header); err != nil {
-		return nil, bad("connecting", err)
-	}
-	return c, nil
-}
-
-func (c *client) close() { c.http.CloseIdleConnections() }
-
-func (c *client) get(ctx context.Context, path string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
-	if err != nil {
-		return nil, fmt.Errorf("making the request: %w", err)
-	}
-	if c.token != "" {
-		req.Header.Set("X-Consul-Token", c.token)
-	}
-	return c.http.Do(req)
-}
-
-// getJSON asks a short question.
-func (c *client) getJSON(ctx context.Context, path, doing string, out any) error {
-	askCtx, cancel := context.WithTimeout(ctx, infoTimeout)
-	defer cancel()
-	resp, err := c.get(askCtx, path)
-	if err != nil {
-		return c.failed(ctx, source.Unreachable, doing, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return c.refused(ctx, resp, doing)
-	}
-	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
-		return c.failed(ctx, source.Damaged, doing, err)
-	}
-	return nil
-}
-
-func (c *client) failed(ctx context.Context, reason source.Reason, doing string, err error) error {
-	return source.Classify(ctx, reason, c.shown, doing, err)
-}
-
-func (c *client) refused(ctx context.Context, resp *http.Response, doing string) error {
-	return c.failed(ctx, source.ReasonOfStatus(resp.StatusCode), doing, source.NewStatusError(resp))
 }
 
 // index reads the raft index that an answer belongs to.

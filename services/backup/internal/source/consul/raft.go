@@ -12,6 +12,7 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/consulkv"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/raftsnap"
 )
 
@@ -39,7 +40,7 @@ func (r *Raft) Open(ctx context.Context) (source.Stream, error) {
 	if wait == 0 {
 		wait = snapshotWait
 	}
-	c, err := r.src.client(wait)
+	c, err := consulkv.NewClient(r.src.cfg, wait)
 	if err != nil {
 		return nil, err
 	}
@@ -59,8 +60,8 @@ type raftStream struct {
 }
 
 func (s *raftStream) begin(idle *source.Idle) (err error) {
-	s.token = s.client.whoami(s.ctx)
-	s.resp, err = s.client.get(s.ctx, "/v1/snapshot") //nolint:bodyclose // Close does
+	s.token = s.client.WhoAmI(s.ctx)
+	s.resp, err = s.client.Get(s.ctx, "/v1/snapshot") //nolint:bodyclose // Close does
 	if err != nil {
 		return s.failed(source.Unreachable, err)
 	}
@@ -109,7 +110,7 @@ func (s *raftStream) Info(ctx context.Context) (*lifeboatv1.SourceInfo, error) {
 	}
 	meta := s.check.Meta()
 	info := &lifeboatv1.SourceInfo{Revision: meta.Index, Counts: map[string]int64{"bytes": meta.StateBytes}}
-	if err := s.client.describe(ctx, s.token, info); err != nil {
+	if err := describe(ctx, s.client, s.token, info); err != nil {
 		return nil, err
 	}
 	s.info = info

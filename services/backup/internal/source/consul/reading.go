@@ -9,14 +9,15 @@ import (
 
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/consulkv"
 )
 
 // reading is what both streams have in common: one answer of the agent, and what ends it.
 type reading struct {
 	ctx    context.Context //nolint:containedctx // an io.Reader is given none; this one ends the read
 	stop   context.CancelFunc
-	client *client
-	token  token
+	client *consulkv.Client
+	token  consulkv.Token
 	resp   *http.Response
 	doing  string
 	err    error // sticky
@@ -26,7 +27,7 @@ type reading struct {
 }
 
 func (r *reading) failed(reason source.Reason, err error) error {
-	return r.client.failed(r.ctx, reason, r.doing, err)
+	return r.client.Failed(r.ctx, reason, r.doing, err)
 }
 
 // Close implements source.Stream.
@@ -36,7 +37,7 @@ func (r *reading) Close() error {
 		if r.resp != nil {
 			_ = r.resp.Body.Close() // what was read was checked
 		}
-		r.client.close()
+		r.client.Close()
 	})
 	return nil
 }
@@ -62,13 +63,13 @@ func (b body) Read(p []byte) (int, error) {
 }
 
 // describe adds which agent answered and under whose rights.
-func (c *client) describe(ctx context.Context, t token, info *lifeboatv1.SourceInfo) error {
-	info.Identity = map[string]string{"endpoint": c.shown}
-	t.tell(info)
+func describe(ctx context.Context, c *consulkv.Client, t consulkv.Token, info *lifeboatv1.SourceInfo) error {
+	info.Identity = map[string]string{"endpoint": c.Endpoint()}
+	t.Tell(info)
 	var self struct {
 		Config struct{ Datacenter, NodeName, Version string }
 	}
-	switch err := c.getJSON(ctx, "/v1/agent/self", "asking the agent who it is", &self); {
+	switch err := c.GetJSON(ctx, "/v1/agent/self", "asking the agent who it is", &self); {
 	case ctx.Err() != nil:
 		return err
 	case err != nil:
@@ -79,7 +80,7 @@ func (c *client) describe(ctx context.Context, t token, info *lifeboatv1.SourceI
 		info.Identity["datacenter"] = self.Config.Datacenter
 		info.Identity["node"] = self.Config.NodeName
 	}
-	if t.unsure(info.GetVersion()) {
+	if t.Unsure(info.GetVersion()) {
 		info.Worries = append(info.Worries, fmt.Sprintf("Consul %s does not tell when a token's rights leave out keys, as "+
 			"1.11 and later do; nobody can say whether the list is whole", info.GetVersion()))
 	}

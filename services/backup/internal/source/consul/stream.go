@@ -11,6 +11,7 @@ import (
 
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/consulkv"
 )
 
 // ahead is how much is converted at once: small entries would otherwise be handed on one by one.
@@ -19,7 +20,7 @@ const ahead = 64 << 10
 // Stream turns the answer, entry by entry, into what `consul kv import` takes. It implements source.Stream.
 type Stream struct {
 	reading  // its err is told once out is empty
-	scan     *scanner
+	scan     *consulkv.Scanner
 	prefixes []string
 	out      bytes.Buffer // what was converted and not read yet: 64 KiB or one entry
 	index    int64
@@ -46,8 +47,8 @@ func (s *Stream) begin(idle *source.Idle) (err error) {
 	if s.index, err = index(s.resp.Header); err != nil {
 		return s.failed(source.Damaged, err)
 	}
-	s.scan = newScanner(body{r: s.resp.Body, idle: idle})
-	if err := s.scan.begin(); err != nil {
+	s.scan = consulkv.NewScanner(body{r: s.resp.Body, idle: idle}, consulkv.API())
+	if err := s.scan.Begin(); err != nil {
 		return s.broken(err)
 	}
 	s.out.WriteString("[")
@@ -95,7 +96,7 @@ func (s *Stream) next() error {
 	if s.ctx.Err() != nil {
 		return s.failed(source.Canceled, s.ctx.Err())
 	}
-	f, err := s.scan.next()
+	f, err := s.scan.Next()
 	if errors.Is(err, io.EOF) {
 		s.out.WriteString("\n]\n")
 		return io.EOF
@@ -103,26 +104,26 @@ func (s *Stream) next() error {
 	if err != nil {
 		return s.broken(err)
 	}
-	name := nameOf(f.key)
-	if !wanted(s.prefixes, name) {
+	name := consulkv.NameOf(f.Key)
+	if !consulkv.Wanted(s.prefixes, name) {
 		return nil
 	}
 	if s.keys > 0 {
 		s.out.WriteByte(',')
 	}
 	s.out.WriteString("\n{\"key\":")
-	s.out.Write(f.key)
+	s.out.Write(f.Key)
 	s.out.WriteString(",\"flags\":")
-	s.out.Write(strconv.AppendUint(s.out.AvailableBuffer(), f.flags, 10))
+	s.out.Write(strconv.AppendUint(s.out.AvailableBuffer(), f.Flags, 10))
 	s.out.WriteString(",\"value\":\"") // null would not be imported
-	s.out.Write(f.value)
+	s.out.Write(f.Value)
 	s.out.WriteString("\"}")
 	s.keys++
-	s.bytes += f.bytes
+	s.bytes += f.Size
 	if strings.Contains(name, "\ufffd") {
 		s.odd++
 	}
-	if !plain(name) {
+	if !consulkv.Plain(name) {
 		s.unclean++
 	}
 	return nil
@@ -130,7 +131,7 @@ func (s *Stream) next() error {
 
 // broken sorts an error of the scanner: what is no list of keys is one thing, a connection that ended another.
 func (s *Stream) broken(err error) error {
-	if errors.Is(err, errDamaged) {
+	if errors.Is(err, consulkv.ErrDamaged) {
 		return s.failed(source.Damaged, err)
 	}
 	return s.failed(source.Unreachable, err)
@@ -150,7 +151,7 @@ func (s *Stream) Info(ctx context.Context) (*lifeboatv1.SourceInfo, error) {
 		Revision: s.index,
 		Counts:   map[string]int64{"keys": s.keys, "bytes": s.bytes},
 	}
-	if err := s.client.describe(ctx, s.token, info); err != nil {
+	if err := describe(ctx, s.client, s.token, info); err != nil {
 		return nil, err
 	}
 	if len(s.prefixes) > 0 {

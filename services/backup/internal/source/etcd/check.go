@@ -1,69 +1,39 @@
 package etcd
 
 import (
-	"bytes"
 	"crypto/sha256"
-	"errors"
 	"fmt"
-	"hash"
 
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/boltscan"
 )
 
-// sector is what the length of a snapshot without its checksum is a multiple of, for etcd's tools.
-const sector = 512
-
 // check looks at a snapshot as it passes: its last 32 bytes are the sha256 of all before, and those are a database.
 type check struct {
-	sum    hash.Hash
-	scan   *boltscan.Scanner
-	tail   []byte // the last bytes so far, at most 32: the checksum, if nothing follows
+	trailer *boltscan.Trailer
+	scan    *boltscan.Scanner
+	found   boltscan.Result
+	// length and digest, the sha256 of everything, are valid once finish has found nothing wrong.
 	length int64
-	found  boltscan.Result
-	// digest is the sha256 of everything, the checksum included; valid once finish has found nothing wrong.
 	digest [sha256.Size]byte
 }
 
 func newCheck() *check {
-	return &check{sum: sha256.New(), scan: boltscan.New(), tail: make([]byte, 0, 2*sha256.Size)}
+	scan := boltscan.New()
+	// The scan keeps its error for the end.
+	return &check{scan: scan, trailer: boltscan.NewTrailer(func(p []byte) { _, _ = scan.Write(p) })}
 }
 
 // Write takes the next bytes.
-func (c *check) Write(p []byte) {
-	c.length += int64(len(p))
-	if len(p) >= sha256.Size {
-		c.pass(c.tail)
-		c.pass(p[:len(p)-sha256.Size])
-		c.tail = append(c.tail[:0], p[len(p)-sha256.Size:]...)
-		return
-	}
-	c.tail = append(c.tail, p...)
-	if over := len(c.tail) - sha256.Size; over > 0 {
-		c.pass(c.tail[:over])
-		c.tail = append(c.tail[:0], c.tail[over:]...)
-	}
-}
-
-func (c *check) pass(p []byte) {
-	c.sum.Write(p)
-	// The scan keeps its error for the end.
-	_, _ = c.scan.Write(p)
-}
+func (c *check) Write(p []byte) { _, _ = c.trailer.Write(p) }
 
 // finish says whether what came is a whole snapshot.
 func (c *check) finish() error {
-	if c.length%sector != sha256.Size {
-		return fmt.Errorf("its length of %d bytes is not that of a database and a checksum: it was cut", c.length)
+	var err error
+	if c.length, c.digest, err = c.trailer.Finish(); err != nil {
+		return err
 	}
-	if !bytes.Equal(c.sum.Sum(nil), c.tail) {
-		return errors.New("its sha256 is not the one at its end")
-	}
-	found, err := c.scan.Result()
-	if err != nil {
+	if c.found, err = c.scan.Result(); err != nil {
 		return fmt.Errorf("reading the database: %w", err)
 	}
-	c.found = found
-	c.sum.Write(c.tail)
-	c.sum.Sum(c.digest[:0])
 	return nil
 }

@@ -109,16 +109,23 @@ func (s *Source) open(ctx context.Context, m *member, v *survey) (_ source.Strea
 
 // connect makes a client with exactly one endpoint: with several, requests of one snapshot would go to different members.
 func (s *Source) connect(ctx context.Context, endpoint string) (*member, error) {
+	return s.connectTo(ctx, []string{endpoint}, 0)
+}
+
+// connectTo makes a client. The first endpoint is the one that errors name. A request may be largest bytes long; the client's own
+// limit of 2 MiB holds when that is zero.
+func (s *Source) connectTo(ctx context.Context, endpoints []string, largest int) (*member, error) {
+	endpoint := endpoints[0]
 	m := &member{endpoint: endpoint, tls: &handshake{}}
 	tlsConfig, err := m.tls.settings(s.cfg.TLS, endpoint)
 	if err != nil {
 		return nil, misconfigured(endpoint, "setting up TLS", err)
 	}
 	cfg := clientv3.Config{
-		Endpoints: []string{endpoint}, TLS: tlsConfig,
+		Endpoints: endpoints, TLS: tlsConfig,
 		DialTimeout: statusTimeout, DialKeepAliveTime: 15 * time.Second, DialKeepAliveTimeout: 15 * time.Second,
 		MaxUnaryRetries: 10, BackoffWaitBetween: 100 * time.Millisecond,
-		DialOptions: dialOptions(), Context: ctx, Logger: zap.NewNop(),
+		DialOptions: dialOptions(), MaxCallSendMsgSize: largest, Context: ctx, Logger: zap.NewNop(),
 	}
 	if s.cfg.Username != "" {
 		cfg.Username = s.cfg.Username

@@ -126,7 +126,10 @@ func (s *stream) Info(ctx context.Context) (*lifeboatv1.SourceInfo, error) {
 			"endpoint":   source.Endpoint(m.endpoint),
 		},
 		Revision: found.Revision,
-		Counts:   map[string]int64{"revisions": found.Revisions},
+		Counts: map[string]int64{
+			"revisions": found.Revisions, "leases": found.Leases, "auth_users": found.Users, "auth_roles": found.Roles,
+			"auth_enabled": oneIf(found.AuthEnabled),
+		},
 	}
 	if s.storageVersion != "" {
 		info.Identity["storage_version"] = s.storageVersion
@@ -145,6 +148,13 @@ func (s *stream) Info(ctx context.Context) (*lifeboatv1.SourceInfo, error) {
 	}
 	s.info = info
 	return info, nil
+}
+
+func oneIf(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // countKeys asks how many keys live at the revision of the data. The data itself does not tell that in bounded memory: it

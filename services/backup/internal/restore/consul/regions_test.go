@@ -1,0 +1,182 @@
+package consul_test
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore/consul"
+)
+
+// renamed is what a selection makes of a name, said in another way.
+func renamed(sel consul.Selection, name string) (string, bool) {
+	in := func(p string) bool { return strings.HasPrefix(name, p) }
+	if len(sel.Prefixes) > 0 && !slices.ContainsFunc(sel.Prefixes, in) {
+		return "", false
+	}
+	best := restore.Rename{}
+	for _, r := range sel.Rename {
+		if in(r.Old) && len(r.Old) >= len(best.Old) {
+			best = r
+		}
+	}
+	return best.New + name[len(best.Old):], true
+}
+
+// TestSelections compares restores of random parts, under random names, into random destinations, with what a map would say.
+func TestSelections(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	c := run(t, bintest.ConsulOptions{})
+	cfg := config.Consul{Address: c.Address}
+	text := func(least int) string {
+		var out strings.Builder
+		for range least + random.IntN(4) {
+			out.WriteString([]string{"a", "b", "/", "ä", "c/"}[random.IntN(5)])
+		}
+		return out.String()
+	}
+	keys := func(n int) map[string]kv {
+		all := make(map[string]kv)
+		for range n {
+			k := kv{text(1), uint64(random.IntN(2)), []byte{byte(random.IntN(2))}}
+			all[k.Key] = k
+		}
+		return all
+	}
+	list := func(m map[string]kv) (out []kv) {
+		for _, k := range m {
+			out = append(out, k)
+		}
+		return out
+	}
+	var refused, done, renames int
+	for i := range 400 {
+		snap, there := keys(random.IntN(60)), keys(random.IntN(60))
+		var sel consul.Selection
+		for range random.IntN(3) {
+			sel.Prefixes = append(sel.Prefixes, text(0))
+		}
+		for range random.IntN(3) {
+			sel.Rename = append(sel.Rename, restore.Rename{Old: text(0), New: text(0)})
+		}
+		what := fmt.Sprintf("round %d of seed %d: %+v", i, seed, sel)
+		want, from := make(map[string]kv), make(map[string]string)
+		var clash bool
+		for name, k := range snap {
+			if to, ok := renamed(sel, name); ok && to != "" {
+				clash = clash || from[to] != ""
+				from[to] = name
+				k.Key = to
+				want[to] = k
+			} else if ok {
+				clash = true // nothing can be named so; the restore says so in its own way
+			}
+		}
+		reset(t, c)
+		write(t, c, list(there)...)
+		got, sum, err := bring(t, cfg, snapshot(t, list(snap)...), sel, restore.Options{Apply: true, Force: true})
+		if err != nil {
+			refused++
+			require.Regexp(t, "would .*come to|is renamed twice|nothing that was selected", err.Error(), what)
+			same(t, snapshot(t, list(there)...), read(t, cfg))
+			continue
+		}
+		if clash {
+			require.Positive(t, sum.Failed, what)
+			continue
+		}
+		done++
+		if len(sel.Rename) > 0 {
+			renames++
+		}
+		end := make(map[string]kv)
+		var created, changed, equal int64
+		maps.Copy(end, there)
+		for name, k := range want {
+			switch before, ok := there[name]; {
+			case !ok:
+				created++
+			case before.Flags == k.Flags && before.Value[0] == k.Value[0]:
+				equal++
+			default:
+				changed++
+			}
+			end[name] = k
+		}
+		same(t, snapshot(t, list(end)...), read(t, cfg))
+		assert.Equal(t, []int64{created, changed, equal}, []int64{sum.Created, sum.Changed, sum.Same}, what)
+		if len(sel.Rename) == 0 {
+			var extra []string
+			for name := range there {
+				if _, ok := renamed(sel, name); ok && want[name].Key == "" {
+					extra = append(extra, name)
+				}
+			}
+			slices.Sort(extra)
+			assert.Equal(t, extra, got.of(restore.Extra), what)
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	t.Logf("%d restored, %d of them renamed, %d refused", done, renames, refused)
+	assert.Greater(t, done, 100)
+	assert.Greater(t, renames, 30)
+}
+
+// TestRenamed tells what is extra where renamed keys come to, and nothing of where they came from.
+func TestRenamed(t *testing.T) {
+	c := run(t, bintest.ConsulOptions{})
+	cfg := config.Consul{Address: c.Address}
+	data := snapshot(t, named("config/a", "config/b", "config/db/x", "other", "zone/1")...)
+	write(t, c, named("config/a", "config/old", "restored/a", "restored/stray", "other", "stray")...)
+	for name, v := range map[string]struct {
+		sel  consul.Selection
+		want []string
+	}{
+		"a part": {
+			consul.Selection{Prefixes: []string{"config/"}, Rename: []restore.Rename{{Old: "config/", New: "restored/"}}},
+			[]string{"differs restored/a", "create restored/b", "create restored/db/x", "extra restored/stray"},
+		},
+		"all": {
+			consul.Selection{Rename: []restore.Rename{{Old: "config/", New: "restored/"}}},
+			[]string{"differs restored/a", "create restored/b", "create restored/db/x", "extra restored/stray", "same other", "extra stray", "create zone/1"},
+		},
+		"one within another": {
+			consul.Selection{Prefixes: []string{"config/"}, Rename: []restore.Rename{{Old: "config/", New: "restored/"}, {Old: "config/db/", New: "db/"}}},
+			[]string{"differs restored/a", "create restored/b", "create db/x", "extra restored/stray"},
+		},
+		"exchanged": {
+			consul.Selection{Prefixes: []string{"config/", "zone/"}, Rename: []restore.Rename{{Old: "config/", New: "zone/"}, {Old: "zone/", New: "config/"}}},
+			[]string{"create zone/a", "create zone/b", "create zone/db/x", "create config/1", "extra config/a", "extra config/old"},
+		},
+		"a prefix within a rename": {
+			consul.Selection{Prefixes: []string{"config/d"}, Rename: []restore.Rename{{Old: "config/", New: "restored/"}}},
+			[]string{"create restored/db/x"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, _, err := bring(t, cfg, data, v.sel, restore.Options{})
+			require.NoError(t, err)
+			var short []string
+			for _, i := range got.items {
+				short = append(short, string(i.Action)+" "+i.Name)
+			}
+			assert.Equal(t, v.want, short)
+		})
+	}
+	_, _, err := bring(t, cfg, data, consul.Selection{Rename: []restore.Rename{{Old: "zone/", New: "config/"}}}, restore.Options{Apply: true, Force: true})
+	require.ErrorContains(t, err, `the key "config/a" would come to "config/a", among the names that "zone/" is renamed to`)
+	assert.Len(t, parse(t, read(t, cfg)), 6, "nothing was written")
+}
