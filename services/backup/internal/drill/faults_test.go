@@ -21,6 +21,7 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/drill"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/throwaway"
 )
@@ -149,6 +150,19 @@ func TestWrongKey(t *testing.T) {
 
 	in.Locked = errors.New("drill.escrow.identity_file: reading secret file: open /nowhere: no such file or directory")
 	requireFailed(t, in, "decrypt", "/nowhere: no such file")
+
+	clear := s.change(t, func(m *lifeboatv1.Manifest) { m.Data.Recipients = nil })
+	encoded := pipeline.Encode(bytes.NewReader(s.raw["db"]), nil)
+	plain, err := io.ReadAll(encoded)
+	require.NoError(t, err)
+	require.NoError(t, encoded.Close())
+	clear.store(t, plain)
+	clear.manifest.Data.Stored = encoded.Stored()
+	in = clear.input(t)
+	in.Identity, in.Identities = drill.IdentityEscrow, nil
+	rep = requirePassed(t, in)
+	assert.Empty(t, rep.GetIdentity())
+	assert.Contains(t, rep.GetSummary(), "no key was proven")
 
 	for _, text := range []string{s.identity.String(), other.String()} {
 		assert.NotContains(t, rep.String(), text)

@@ -107,6 +107,38 @@ func TestConsul(t *testing.T) {
 	})
 }
 
+// TestConsulPrefixes has keys of a prefix only, of awkward names, and the raft snapshot of everything.
+func TestConsulPrefixes(t *testing.T) {
+	c := startConsul(t, bintest.ConsulOptions{})
+	type op struct{ Verb, Key, Value string }
+	var ops []struct{ KV op }
+	for _, key := range []string{"config/a//b", "config/", "config/../x", "config/ü/%2F?&#", "config/a b", "other/c", "config", "zzz"} {
+		ops = append(ops, struct{ KV op }{op{"set", key, "c2VjcmV0"}})
+	}
+	body, err := json.Marshal(ops)
+	require.NoError(t, err)
+	do(t, http.MethodPut, c.Address+"/v1/txn", "", body)
+	s := takeConsul(t, config.Consul{Address: c.Address, Prefixes: []string{"config/", "other/"}, Full: true})
+	value := "secret"
+	s.target.Drill.Checks = []config.Check{
+		{Key: "config/a//b", Value: &value}, {Key: "config/../x"}, {Key: "config/ü/%2F?&#"}, {Key: "config/"}, {Prefix: "config/", Min: 5},
+		{Prefix: "other/"},
+	}
+	rep := requirePassed(t, s.input(t))
+	got := found(rep)
+	assert.Equal(t, "6=6", got["keys"])
+	t.Log(rep.GetSummary())
+	for what, text := range got {
+		if strings.HasPrefix(what, "raft snapshot: ") {
+			assert.NotContains(t, text, "!", what)
+		}
+	}
+	assert.Contains(t, got, "raft snapshot: keys")
+
+	s.target.Drill.Checks = []config.Check{{Key: "zzz"}, {Prefix: "zz"}}
+	requireFailed(t, s.input(t), "check", `key "zzz" is missing`, `the number of keys under "zz" is 0`)
+}
+
 func testConsulPasses(t *testing.T, s *shelf) {
 	t.Helper()
 	in := s.input(t)
@@ -216,6 +248,20 @@ func fillNomad(t *testing.T, c *api.Client) {
 	require.NoError(t, err)
 	_, _, err = c.ACLRoles().Create(&api.ACLRole{Name: "operator", Policies: []*api.ACLRolePolicyLink{{Name: "ops"}}}, nil)
 	require.NoError(t, err)
+	_, _, err = c.ACLAuthMethods().Create(&api.ACLAuthMethod{
+		Name: "sso", Type: "OIDC", TokenLocality: "local", MaxTokenTTL: time.Hour, Default: true, Config: &api.ACLAuthMethodConfig{
+			OIDCDiscoveryURL: "https://sso.example.com", OIDCClientID: "nomad", OIDCClientSecret: "hunter2",
+			AllowedRedirectURIs: []string{"http://localhost:4649/oidc/callback"}, ClaimMappings: map[string]string{"a": "b"},
+		},
+	}, nil)
+	require.NoError(t, err)
+	_, _, err = c.ACLBindingRules().Create(&api.ACLBindingRule{AuthMethod: "sso", BindType: "role", BindName: "operator"}, nil)
+	require.NoError(t, err)
+	conf, _, err := c.Operator().SchedulerGetConfiguration(nil)
+	require.NoError(t, err)
+	conf.SchedulerConfig.SchedulerAlgorithm = api.SchedulerAlgorithmSpread
+	_, _, err = c.Operator().SchedulerSetConfiguration(conf.SchedulerConfig, nil)
+	require.NoError(t, err)
 	_, _, err = c.ACLTokens().Create(&api.ACLToken{Name: "ci", Type: "client", Policies: []string{"ops"}}, nil)
 	require.NoError(t, err)
 	for _, j := range []*api.Job{nomadJob("web", "apps", 2), nomadJob("batch/nightly", "apps", 1), nomadJob("web", "default", 3)} {
@@ -262,6 +308,7 @@ func testNomadPasses(t *testing.T, s *shelf) {
 	for what, want := range map[string]string{
 		"jobs": "3=3", "namespaces": "2=2", "node_pools": "1=1", "variables": "2=2", "acl_policies": "1=1", "acl_roles": "1=1",
 		"running allocations": "0=0", "jobs whose plan is empty": "3=3", "things whose fields differ": "0=0",
+		"acl_auth_methods left out": "(not comparable)", "acl_binding_rules left out": "(not comparable)",
 		"acl_tokens left out": "(not comparable)", "versions": "(not comparable)", "operator snapshot: its restore": "(not comparable)",
 	} {
 		assert.Equal(t, want, got[what], what)

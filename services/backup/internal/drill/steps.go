@@ -32,6 +32,9 @@ func (r *run) run(ctx context.Context) (err error) {
 			err = &fault{phaseStop, over}
 		}
 	}()
+	if r.in.Identity == IdentityEscrow && r.report.GetIdentity() == "" {
+		r.incomparable("escrow identity", "not needed", "the snapshot is not encrypted, so no key was proven")
+	}
 	switch r.in.Manifest.GetKind() {
 	case lifeboatv1.Kind_KIND_ETCD:
 		err = r.etcd(ctx, s)

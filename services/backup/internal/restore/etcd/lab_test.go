@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -166,6 +167,7 @@ func toWith(
 	ctx context.Context, tb testing.TB, dest config.Etcd, data []byte, sel Selection, o restore.Options,
 ) (*recorded, error) {
 	tb.Helper()
+	defer goleak.VerifyNone(tb, goleak.IgnoreCurrent())
 	scratch, err := throwaway.NewScratch(tb.TempDir())
 	require.NoError(tb, err)
 	defer func() { require.NoError(tb, scratch.Remove()) }()
