@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
-	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/natstest"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/rolestest"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
@@ -22,7 +23,8 @@ import (
 // denies nothing: who uses another subject must add it there.
 func TestTheDeployedPermissionsAreEnough(t *testing.T) {
 	dir := t.TempDir()
-	seeds := natstest.Deploy(t, "../deploy/nats", dir) // before the embedded S3 server moves to a folder of its own
+	// Not the working directory: the embedded S3 server moves that.
+	seeds := rolestest.Deploy(t, filepath.Join(os.Getenv("PWD"), "..", "deploy", "nats"), dir)
 	f := start(t)
 	open := f.nats.URL
 	server, err := bintest.StartNATSWith(t.Context(), dir, bintest.NATSOptions{Conf: "include ./lifeboat.conf"})
@@ -30,7 +32,7 @@ func TestTheDeployedPermissionsAreEnough(t *testing.T) {
 	t.Cleanup(func() { assert.NoError(t, server.Kill()) })
 	b, err := os.ReadFile(f.config)
 	require.NoError(t, err)
-	yaml := strings.Replace(string(b), "    timeout: 5m\n", "    timeout: 5m\n    schedule: \"@every 2s\"\n    rpo: 1h\n    retention: {last: 2}\n", 1)
+	yaml := strings.Replace(string(b), "    timeout: 5m\n", "    timeout: 5m\n    schedule: \"@every 2s\"\n    rpo: 1h\n    retention: {last: 1}\n", 1)
 	as := func(role string) {
 		f.config = f.write("lifeboat-"+role+".yaml", strings.Replace(yaml, fmt.Sprintf("nats: {url: %q}", open),
 			fmt.Sprintf("nats: {url: %q, nkey_file: %q, inbox_prefix: \"_INBOX_{role}\"}", server.URL, seeds[role]), 1))
@@ -65,9 +67,11 @@ func TestTheDeployedPermissionsAreEnough(t *testing.T) {
 	}
 	f.publish("lifeboat.job.verify.etcd-prod")
 	f.event("lifeboat.event.verify.passed.etcd-prod")
-	f.publish("lifeboat.job.prune.etcd-prod")
+	require.Eventually(t, func() bool { // until there is something to delete
+		_, _ = f.js.Publish(t.Context(), "lifeboat.job.prune.etcd-prod", nil) // refused while one runs
+		return f.last("LIFEBOAT_EVENTS", "lifeboat.event.snapshot.deleted.etcd-prod", &lifeboatv1.Event{})
+	}, 60*time.Second, time.Second)
 	f.event("lifeboat.event.prune.passed.etcd-prod")
-	f.event("lifeboat.event.snapshot.deleted.etcd-prod")
 	f.publish("lifeboat.job.snapshot.no-such-target")
 	require.Eventually(t, func() bool {
 		return f.last("LIFEBOAT_DEAD", "lifeboat.dead.job.snapshot.no-such-target", &lifeboatv1.DeadLetter{})

@@ -69,17 +69,16 @@ func (b *Bus) PutStateWith(ctx context.Context, s State, with Outgoing) (seq uin
 	last.Header.Set(headerBatchCommit, "1")
 	err = b.guarded(ctx, func(ctx context.Context) error {
 		// The first message asks for no reply: the server answers the commit for the whole batch.
-		if err := b.nc.PublishMsg(first); err != nil {
+		if err = b.nc.PublishMsg(first); err != nil {
 			return fmt.Errorf("publishing to %s: %w", first.Subject, err)
 		}
-		lastSeq, err := b.commit(ctx, last)
-		seq = lastSeq - 1
+		seq, err = b.commit(ctx, last)
 		return err
 	}, first.Subject, last.Subject)
 	if err != nil {
 		return 0, err
 	}
-	return seq, nil
+	return seq - 1, nil
 }
 
 // commit sends a request to a stream's subject and reads the acknowledgement.

@@ -23,7 +23,7 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/certtest"
-	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/natstest"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/rolestest"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
@@ -169,8 +169,8 @@ func nkeyConf(public string) string {
 }
 
 func TestNKeysAndTheirRotation(t *testing.T) {
-	first, firstPublic := natstest.Seed(t)
-	second, secondPublic := natstest.Seed(t)
+	first, firstPublic := rolestest.Seed(t)
+	second, secondPublic := rolestest.Seed(t)
 	s := server(t, nkeyConf(firstPublic))
 	path := file(t, first+"\n")
 	b, log := dial(t, config.NATS{URL: s.URL, NkeyFile: config.SecretFile(path)})
@@ -212,7 +212,7 @@ func TestCredentialsAndTheirRotation(t *testing.T) {
 			signedOperator, accountKey, signed, systemKey, signedSystem)
 	}
 	user := func() (creds, secret, public string) {
-		secret, public = natstest.Seed(t)
+		secret, public = rolestest.Seed(t)
 		signed, err := jwt.NewUserClaims(public).Encode(account)
 		require.NoError(t, err)
 		b, err := jwt.FormatUserConfig(signed, []byte(secret))
@@ -255,7 +255,7 @@ func TestAPasswordAndItsRotation(t *testing.T) {
 }
 
 func TestCredentialsThatCanNeverWorkAreAnErrorAtOnce(t *testing.T) {
-	key, _ := natstest.Seed(t)
+	key, _ := rolestest.Seed(t)
 	account, err := nkeys.CreateAccount()
 	require.NoError(t, err)
 	wrong, _ := keys(t, account)
@@ -283,8 +283,8 @@ func TestCredentialsThatCanNeverWorkAreAnErrorAtOnce(t *testing.T) {
 
 // A server that is away for long, and comes back with credentials that are refused for a while, finds everything going on.
 func TestReconnectsForEver(t *testing.T) {
-	key, public := natstest.Seed(t)
-	_, stranger := natstest.Seed(t)
+	key, public := rolestest.Seed(t)
+	_, stranger := rolestest.Seed(t)
 	s := server(t, nkeyConf(public))
 	b, log := dial(t, config.NATS{URL: s.URL, NkeyFile: config.SecretFile(file(t, key))})
 	works(t, b)
@@ -312,6 +312,11 @@ func TestReconnectsForEver(t *testing.T) {
 		}, 30*time.Second, 50*time.Millisecond, "%v", &err)
 		require.NoError(t, b.Emit(t.Context(), &lifeboatv1.Event{Noun: "snapshot", Verb: "started", Target: target}))
 		assert.Equal(t, "lifeboat.job.snapshot."+target, receive(t, handled))
+		require.Eventually(t, func() bool {
+			var left uint64
+			left, _, err = b.Last(t.Context(), bus.StreamJobs, bus.JobSubject(config.WorkSnapshot, target), &lifeboatv1.Job{})
+			return err == nil && left == 0
+		}, 20*time.Second, 5*time.Millisecond, "not acknowledged: %v", &err)
 		assert.Equal(t, "lifeboat.event.snapshot.started."+target, receive(t, heard))
 	}
 	both("before")

@@ -20,7 +20,7 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/certtest"
-	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/natstest"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/rolestest"
 )
 
 // observed connects with a registry and a log that can be looked at.
@@ -101,7 +101,7 @@ func TestTheServersOfTheExampleAreDurable(t *testing.T) {
 			return "", err
 		}
 		if len(seeds) == 0 { // the same keys for all of them
-			seeds = natstest.Deploy(t, deployFolder, filepath.Join(dir, "shared"))
+			seeds = rolestest.Deploy(t, deployFolder, filepath.Join(dir, "shared"))
 		}
 		for i, route := range routes {
 			text = replaceOnce(t, text, fmt.Sprintf("nats-route://nats-%d:6222", i+1), route)
@@ -116,8 +116,8 @@ func TestTheServersOfTheExampleAreDurable(t *testing.T) {
 		for _, s := range servers {
 			assert.NoError(t, s.Kill())
 			if t.Failed() {
-				b, err := os.ReadFile(s.Log())
-				t.Logf("%v %s", err, b)
+				text, unread := os.ReadFile(s.Log())
+				t.Logf("%v %s", unread, text)
 			}
 		}
 	})

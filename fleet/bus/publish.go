@@ -60,9 +60,9 @@ func (b *Bus) Publish(ctx context.Context, o Outgoing) (seq uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	err = b.guarded(ctx, func(ctx context.Context) error {
-		ack, err := b.js.PublishMsg(ctx, m)
-		if err != nil {
-			return classify(err)
+		ack, refused := b.js.PublishMsg(ctx, m)
+		if refused != nil {
+			return classify(refused)
 		}
 		seq = ack.Sequence
 		return nil

@@ -13,7 +13,7 @@ import (
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
-	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/natstest"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/rolestest"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
@@ -70,7 +70,7 @@ func publishable() map[string][]string {
 		may["$JS.ACK._.abc.LIFEBOAT_JOBS."+consumer+".1.1.1.1.0"] = []string{string(w)}
 	}
 	for _, stream := range []string{bus.StreamJobs, bus.StreamEvents, bus.StreamAlerts, bus.StreamDead} {
-		may["$JS.API.STREAM.INFO."+stream] = natstest.Roles()
+		may["$JS.API.STREAM.INFO."+stream] = rolestest.Roles()
 		may["$JS.API.STREAM.CREATE."+stream] = []string{scheduler}
 		may["$JS.API.STREAM.UPDATE."+stream] = []string{scheduler}
 		for _, call := range []string{"DELETE", "PURGE", "SNAPSHOT", "RESTORE", "LEADER.STEPDOWN", "PEER.REMOVE", "MSG.GET"} {
@@ -109,7 +109,7 @@ func denied(t *testing.T, nc *nats.Conn, do func() error) bool {
 	before := nc.LastError()
 	require.NoError(t, do())
 	require.NoError(t, nc.FlushTimeout(10*time.Second))
-	return nc.LastError() != before
+	return nc.LastError() != before //nolint:errorlint // the same value, not kind
 }
 
 // TestEveryRoleIsDeniedTheWorkOfTheOthers publishes on each subject and listens on the ones that carry something, as each role.
@@ -118,7 +118,7 @@ func TestEveryRoleIsDeniedTheWorkOfTheOthers(t *testing.T) {
 	d.streams(t)
 	may := publishable()
 	listen := []string{">", "lifeboat.>", "lifeboat.job.snapshot.etcd-prod", "lifeboat.alert.>", "$JS.>", "$JS.ACK.>", "$SYS.>", "_INBOX.>", "_INBOX_*.>"}
-	for _, role := range natstest.Roles() {
+	for _, role := range rolestest.Roles() {
 		nc := d.raw(t, role)
 		for subject, roles := range may {
 			no := denied(t, nc, func() error { return nc.Publish(subject, nil) })
@@ -130,7 +130,7 @@ func TestEveryRoleIsDeniedTheWorkOfTheOthers(t *testing.T) {
 				return err
 			}), "%s listens on %s", role, subject)
 		}
-		for _, other := range natstest.Roles() {
+		for _, other := range rolestest.Roles() {
 			no := denied(t, nc, func() error {
 				_, err := nc.SubscribeSync("_INBOX_" + other + ".x")
 				return err
@@ -175,8 +175,10 @@ func TestADeniedRoleIsToldWhat(t *testing.T) {
 		"a snapshot worker reads alerts": {
 			snapshot, follow(bus.StreamAlerts, "lifeboat.alert.received"), "publish to $JS.API.CONSUMER.CREATE.LIFEBOAT_ALERTS.",
 		},
-		"a verifier tells of a snapshot": {verify, func(ctx context.Context, b *bus.Bus) error { return b.Emit(ctx, event) },
-			"publish to lifeboat.event.snapshot.committed.etcd-prod"},
+		"a verifier tells of a snapshot": {
+			verify, func(ctx context.Context, b *bus.Bus) error { return b.Emit(ctx, event) },
+			"publish to lifeboat.event.snapshot.committed.etcd-prod",
+		},
 		"a drill reads dead letters": {drill, func(ctx context.Context, b *bus.Bus) error {
 			_, _, err := b.Last(ctx, bus.StreamDead, "lifeboat.dead.webhook", &lifeboatv1.DeadLetter{})
 			return err
@@ -191,13 +193,17 @@ func TestADeniedRoleIsToldWhat(t *testing.T) {
 			}}, job("etcd-prod"))
 			return err
 		}, "publish to lifeboat."},
-		"the notifier follows jobs": {notifier, follow(bus.StreamJobs, "lifeboat.job.snapshot.*", "lifeboat.job.drill.*"),
-			"publish to $JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS."},
+		"the notifier follows jobs": {
+			notifier, follow(bus.StreamJobs, "lifeboat.job.snapshot.*", "lifeboat.job.drill.*"),
+			"publish to $JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS.",
+		},
 		"the scheduler takes an alert": {
 			scheduler, consume("notifier-route", bus.StreamAlerts, bus.SubjectReceived), "publish to $JS.API.CONSUMER.CREATE.LIFEBOAT_ALERTS.notifier-route",
 		},
-		"a person takes jobs": {cli, consume("backup-snapshot", bus.StreamJobs, "lifeboat.job.snapshot.*"),
-			"publish to $JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS.backup-snapshot"},
+		"a person takes jobs": {
+			cli, consume("backup-snapshot", bus.StreamJobs, "lifeboat.job.snapshot.*"),
+			"publish to $JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS.backup-snapshot",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			begin := time.Now()

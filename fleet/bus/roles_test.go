@@ -18,7 +18,7 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
-	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/natstest"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/rolestest"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
@@ -44,7 +44,7 @@ type deployed struct {
 func deploy(t *testing.T, conf string) *deployed {
 	t.Helper()
 	dir := t.TempDir()
-	d := &deployed{seeds: natstest.Deploy(t, deployFolder, dir)}
+	d := &deployed{seeds: rolestest.Deploy(t, deployFolder, dir)}
 	var err error
 	d.NATS, err = bintest.StartNATSWith(t.Context(), dir, bintest.NATSOptions{Conf: conf + "\ninclude ./lifeboat.conf"})
 	require.NoError(t, err)
@@ -192,7 +192,7 @@ func claimed(work config.Work, events ...string) func(context.Context, *bus.Bus,
 		if err != nil {
 			return err
 		}
-		if err := c.Confirm(ctx); err != nil {
+		if err = c.Confirm(ctx); err != nil {
 			return err
 		}
 		_, done, err := c.Commit(ctx)
@@ -306,7 +306,7 @@ func operate(t *testing.T, d *deployed, sched *bus.Bus) {
 	_, err := b.Publish(t.Context(), job("waiting"))
 	require.ErrorIs(t, err, bus.ErrBusy)
 	for _, work := range config.Works() {
-		_, err := b.Publish(t.Context(), bus.Outgoing{Subject: bus.JobSubject(work, "by-hand"), Message: &lifeboatv1.Job{}})
+		_, err = b.Publish(t.Context(), bus.Outgoing{Subject: bus.JobSubject(work, "by-hand"), Message: &lifeboatv1.Job{}})
 		require.NoError(t, err)
 	}
 	seq, _, err := b.Last(t.Context(), bus.StreamJobs, bus.JobSubject(config.WorkSnapshot, "waiting"), &lifeboatv1.Job{})

@@ -55,7 +55,8 @@ replaces it, as it was seen when it was compared. What is only at the destinatio
            running one. With --force an existing member is moved aside, not deleted.
   Consul   --to writes keys. --part snap restores the raft snapshot, which replaces all of the datacenter.
   Nomad    --to restores namespaces, node pools, quotas, ACL policies and roles, variables, volumes and jobs, in order. A
-           Nomad cluster with clients starts the jobs.
+           Nomad cluster with clients starts the jobs. --part snap restores the operator snapshot, which replaces all of
+           the region. Without it, what Nomad shows nobody is left out and named: of a region with ACLs at least the tokens.
 
 Credentials of the destination are files: --token-file, --username with --password-file, --ca-file, --cert-file, --key-file.
 When --to is the target's own address, those of the configuration are used where a flag is missing. CONSUL_HTTP_TOKEN,
@@ -83,6 +84,7 @@ func RestoreCommand() *cobra.Command {
 			"  lifeboat restore consul-kv --to http://127.0.0.1:8500 --prefix config/ --rename config/=restored/ --apply\n" +
 			"  lifeboat restore consul-kv --to http://127.0.0.1:8500 --part snap --apply --force   # all of the datacenter\n" +
 			"  lifeboat restore nomad-jobs --to http://127.0.0.1:4646 --namespace platform --job loki --apply\n" +
+			"  lifeboat restore nomad-jobs --to http://127.0.0.1:4646 --part snap --apply --force   # all of the region\n" +
 			"  lifeboat restore nomad-jobs --to https://10.0.0.1:4646 --token-file ~/nomad.token --output json | jq .summary",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args[0]) },
@@ -96,7 +98,7 @@ func (f *restoreFlags) add(cmd *cobra.Command) {
 	f.identity.add(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.snapshot, "snapshot", "latest", "latest, oldest or an `id`")
-	flags.StringVar(&f.part, "part", "", "`format` of a further part to restore instead of the data: snap, Consul's raft snapshot")
+	flags.StringVar(&f.part, "part", "", "`format` of a further part to restore instead of the data: snap, the raft snapshot of Consul or Nomad")
 	flags.BoolVar(&f.plan, "plan", false, "say what would be done, and do nothing (also without this flag)")
 	flags.BoolVar(&f.apply, "apply", false, "do it")
 	flags.BoolVar(&f.force, "force", false, "replace what differs, and restore all into a destination that is not empty")
@@ -149,7 +151,7 @@ func restoredBy() map[string][]string {
 		"data-dir": {kindEtcd}, "name": {kindEtcd}, "initial-cluster": {kindEtcd}, "initial-cluster-token": {kindEtcd},
 		"initial-advertise-peer-urls": {kindEtcd}, "bump-revision": {kindEtcd}, "mark-compacted": {kindEtcd},
 		"leases": {kindEtcd}, "username": {kindEtcd}, "password-file": {kindEtcd},
-		"prefix": {kindEtcd, kindConsul}, "rename": {kindEtcd, kindConsul}, "part": {kindConsul},
+		"prefix": {kindEtcd, kindConsul}, "rename": {kindEtcd, kindConsul}, "part": {kindConsul, kindNomad},
 		"namespace": {kindNomad}, "job": {kindNomad}, "token-file": {kindConsul, kindNomad},
 	}
 }
@@ -162,11 +164,7 @@ func (f *restoreFlags) check(cmd *cobra.Command, t config.Target) error {
 	for _, name := range sortedKeys(restoredBy()) {
 		kinds := restoredBy()[name]
 		if cmd.Flags().Changed(name) && !slices.Contains(kinds, t.Kind()) {
-			why := ""
-			if name == "part" {
-				why = "; for another part use lifeboat snapshot fetch " + t.Name + " --part " + f.part + ", and the commands that it prints"
-			}
-			return usagef("--%s is for targets of kind %s; %s is of kind %s%s", name, strings.Join(kinds, " and "), t.Name, t.Kind(), why)
+			return usagef("--%s is for targets of kind %s; %s is of kind %s", name, strings.Join(kinds, " and "), t.Name, t.Kind())
 		}
 	}
 	if _, err := parseRenames(f.renames); err != nil {
@@ -176,11 +174,12 @@ func (f *restoreFlags) check(cmd *cobra.Command, t config.Target) error {
 		if f.part != formatRaft {
 			return usagef("--part: %q is not %s", f.part, formatRaft)
 		}
-		if len(f.prefixes)+len(f.renames) > 0 {
-			return usagef("--part %s is restored whole: --prefix and --rename do not go with it", f.part)
+		if len(f.prefixes)+len(f.renames)+len(f.namespaces)+len(f.jobs) > 0 {
+			return usagef("--part %s is restored whole: --prefix, --rename, --namespace and --job do not go with it", f.part)
 		}
 		if f.apply && !f.force {
-			return usagef("--part %s replaces all that the datacenter holds, ACLs included: say so with --force, or look first with --plan", f.part)
+			return usagef("--part %s replaces all that the %s holds, ACLs included: say so with --force, or look first with --plan",
+				f.part, whole(t))
 		}
 	}
 	if t.Etcd != nil {
@@ -215,6 +214,7 @@ func (r *restoration) choose(ctx context.Context) error {
 			m.GetId(), m.GetTarget(), kindName(m.GetKind()), r.target.Kind())
 	}
 	r.manifest = m
+	r.known, r.unknown = r.bucket.catalog.Snapshot(ctx, r.target.Name, m.GetId())
 	if r.data, err = partOf(m, f.part); err != nil {
 		return err
 	}
@@ -258,7 +258,32 @@ func (f *restoreFlags) selection() string {
 	return strings.Join(words, " ")
 }
 
-// snapshotName is a snapshot with its age, for a person.
-func snapshotName(m *lifeboatv1.Manifest) string {
-	return fmt.Sprintf("%s of %s, taken %s ago", m.GetId(), m.GetTarget(), age(m.GetStartedAt().AsTime()))
+// snapshotName is a snapshot with its age, and whether a drill has proven it, for a person.
+func (r *restoration) snapshotName() string {
+	text := fmt.Sprintf("%s of %s, taken %s ago", r.manifest.GetId(), r.manifest.GetTarget(), age(r.manifest.GetStartedAt().AsTime()))
+	if r.unknown != nil {
+		return text
+	}
+	if d := r.known.Proven(); d != nil {
+		return text + fmt.Sprintf(", proven by a drill %s ago", age(d.GetFinishedAt().AsTime()))
+	}
+	return text + ", not proven by any drill"
+}
+
+// warn tells what is wrong with a snapshot before it is restored: a restore of all that it holds is not one of all that there was.
+func (r *restoration) warn() {
+	if r.unknown != nil {
+		fmt.Fprintf(r.errs, "whether it was proven or found damaged cannot be read: %v\n", r.unknown)
+	}
+	if r.unknown == nil && r.known.Damaged() {
+		m := r.known.Marks[lifeboatv1.Mark_KIND_VERIFIED]
+		fmt.Fprintln(r.errs, printable(fmt.Sprintf("a verification found it DAMAGED at %s: %s; take another one: lifeboat snapshot list %s",
+			when(m.GetAt()), m.GetReason(), r.target.Name)))
+	}
+	if r.flags.part != "" { // what the data lacks, the whole state may have
+		return
+	}
+	for _, what := range r.manifest.GetSource().GetMissing() {
+		fmt.Fprintln(r.errs, printable("the snapshot lacks "+what))
+	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore/consul"
@@ -27,11 +28,14 @@ type restoration struct {
 	target   config.Target
 	bucket   *bucket
 	manifest *lifeboatv1.Manifest
-	data     *lifeboatv1.Data
-	ids      identities
-	out      io.Writer
-	errs     io.Writer
-	began    time.Time
+	// known is what was found out about the snapshot since it was taken, unless unknown says why that cannot be read.
+	known   catalog.Snapshot
+	unknown error
+	data    *lifeboatv1.Data
+	ids     identities
+	out     io.Writer
+	errs    io.Writer
+	began   time.Time
 
 	scratch *throwaway.Scratch
 	// stored is the file with the object as it is stored, once it was downloaded and compared.
@@ -49,6 +53,7 @@ func (r *restoration) where() string {
 // run plans or restores, and prints what it did.
 func (r *restoration) run(ctx context.Context) (restore.Summary, error) {
 	view := newRestoreView(r)
+	r.warn()
 	if err := view.begin(); err != nil {
 		return restore.Summary{}, err
 	}
@@ -61,7 +66,9 @@ func (r *restoration) do(ctx context.Context, o restore.Options) (summary restor
 		return r.toDataDir(ctx, o)
 	}
 	if r.flags.part == formatRaft && !o.Apply {
-		return r.planRaft(o), nil
+		rec := &restore.Recorder{Options: o}
+		rec.Item(r.raftItem())
+		return rec.Summary(), nil
 	}
 	parent, err := workFolder(r.flags.workDir)
 	if err != nil {
@@ -84,23 +91,48 @@ func (r *restoration) do(ctx context.Context, o restore.Options) (summary restor
 		sel := etcd.Selection{Prefixes: f.prefixes, Rename: renames, Leases: f.leases}
 		return etcd.ToCluster(ctx, d.etcd(r.target), r.open, r.scratch, r.data.GetRaw().GetBytes(), sel, o)
 	case f.part == formatRaft:
-		summary = r.planRaft(o)
-		return summary, consul.RestoreRaft(ctx, d.consul(r.target), r.open)
+		return r.restoreRaft(ctx, o)
 	case r.target.Consul != nil:
 		return consul.Restore(ctx, d.consul(r.target), r.open, consul.Selection{Prefixes: f.prefixes, Rename: renames}, o)
 	}
 	return nomad.Restore(ctx, d.nomad(r.target), r.open, nomad.Selection{Namespaces: f.namespaces, Jobs: f.jobs}, o)
 }
 
-// planRaft says what the raft snapshot does: there is only all or nothing of it.
-func (r *restoration) planRaft(o restore.Options) restore.Summary {
+// whole is what a raft snapshot replaces all of.
+func whole(t config.Target) string {
+	if t.Nomad != nil {
+		return "region"
+	}
+	return "datacenter"
+}
+
+// raftItem says what the raft snapshot does: there is only all or nothing of it.
+func (r *restoration) raftItem() restore.Item {
+	what := "all keys, ACLs, sessions, services and configuration"
+	if r.target.Nomad != nil {
+		what = "all namespaces, jobs, allocations, variables, ACLs and configuration"
+	}
+	return restore.Item{
+		Kind: whole(r.target), Name: r.where(), Action: restore.Change,
+		Detail: fmt.Sprintf("%s become those of raft index %d, the tokens too; what came later is lost", what, r.data.GetSource().GetRevision()),
+	}
+}
+
+// restoreRaft tells its item once it is done: until then nothing has changed.
+func (r *restoration) restoreRaft(ctx context.Context, o restore.Options) (restore.Summary, error) {
 	rec := &restore.Recorder{Options: o}
-	rec.Item(restore.Item{
-		Kind: "datacenter", Name: r.where(), Action: restore.Change,
-		Detail: fmt.Sprintf("all keys, ACLs, sessions, services and configuration become those of raft index %d; what came later is lost",
-			r.data.GetSource().GetRevision()),
-	})
-	return rec.Summary()
+	var err error
+	if d := &r.flags.destination; r.target.Nomad != nil {
+		err = nomad.RestoreRaft(ctx, d.nomad(r.target), r.open)
+	} else {
+		err = consul.RestoreRaft(ctx, d.consul(r.target), r.open)
+	}
+	if err != nil {
+		return rec.Summary(), err
+	}
+	rec.Bytes(r.data.GetRaw().GetBytes())
+	rec.Item(r.raftItem())
+	return rec.Summary(), nil
 }
 
 // download brings the stored object into the working folder and compares it with the manifest. Everything is read from there
@@ -188,15 +220,20 @@ func (r *restoration) explain(ctx context.Context, s restore.Summary, err error)
 		if !r.flags.apply {
 			return errors.New("interrupted; nothing was written")
 		}
+		if r.flags.part == formatRaft {
+			return fmt.Errorf("interrupted: %w\nit is restored as a whole or not at all: look at %s, and run the same command again if it was not", err, r.where())
+		}
 		return fmt.Errorf("interrupted; %s; run the same command again to go on", done(s))
 	case errors.Is(err, restore.ErrNotEmpty):
 		return r.refused(s, err)
-	case errors.Is(err, pipeline.ErrNoIdentity), isDamage(err):
+	case errors.Is(err, pipeline.ErrNoIdentity), isDamage(err) && s.Created+s.Changed == 0:
 		return r.unreadable(err)
 	case err != nil && r.flags.apply && s.Created+s.Changed > 0:
 		return fmt.Errorf("%w\n%s; run the same command again to go on", err, done(s))
 	case err != nil:
 		return fmt.Errorf("restoring %s into %s: %w", r.target.Name, r.where(), err)
+	case len(r.flags.prefixes) > 0 && s.Restored()+s.Left() == 0:
+		return fmt.Errorf("nothing was restored: no key of %s begins with %s", r.manifest.GetId(), strings.Join(r.flags.prefixes, " or "))
 	case r.flags.apply:
 		return r.notRestored(s)
 	}
@@ -223,8 +260,12 @@ func (r *restoration) refused(s restore.Summary, err error) error {
 	if dir := r.flags.member.dir; dir != "" {
 		return fmt.Errorf("%w: %s\nnothing was written; name another folder, or have what is there moved aside with --force", err, dir)
 	}
-	return fmt.Errorf("%w\nnothing was written. See what differs with --plan --all; with --force %d would be created, %d replaced, and %d that are "+
-		"only there left. Or restore a part: --prefix, --namespace, --job", err, s.Created, s.Differs, s.Extra)
+	part := "--prefix"
+	if r.target.Nomad != nil {
+		part = "--namespace or --job"
+	}
+	return fmt.Errorf("%w\nnothing was written. See all of it with --plan --all. With --force what is missing is created, the %d that differ are "+
+		"replaced, and the %d that are only there left. Or restore a part: %s", err, s.Differs, s.Extra, part)
 }
 
 // done says what was written so far.
@@ -242,7 +283,10 @@ func (r *restoration) notRestored(s restore.Summary) error {
 		why = append(why, fmt.Sprintf("%d failed for the reasons above: mend those and run the same command again", s.Failed))
 	}
 	if s.Skipped > 0 {
-		out := fmt.Sprintf("%d were left out, for the reasons above", s.Skipped)
+		out := fmt.Sprintf("%d were left out on purpose, and each says above what to do about it", s.Skipped)
+		if s.Differs+s.Failed == 0 {
+			out += "; all that can be restored from this snapshot is there"
+		}
 		if r.target.Etcd != nil && !r.flags.leases {
 			out += "; keys of leases come with --leases"
 		}

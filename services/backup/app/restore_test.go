@@ -15,10 +15,13 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
+	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/consul"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source/nomad"
@@ -178,7 +181,8 @@ func TestRestoreConsul(t *testing.T) {
 	out, errs, code = l.restores(t, with("--apply", "--output", "json")...)
 	assert.Equal(t, service.ExitFailed, code)
 	assert.Contains(t, errs, "nothing was written")
-	assert.Contains(t, errs, "with --force 0 would be created, 1 replaced, and 1 that are only there left")
+	assert.Contains(t, errs, "With --force what is missing is created, the 1 that differ are replaced, and the 1 that are only there left. "+
+		"Or restore a part: --prefix")
 	d = parse(t, out)
 	assert.False(t, d.Complete)
 	assert.Contains(t, d.Error, "not empty")
@@ -188,6 +192,13 @@ func TestRestoreConsul(t *testing.T) {
 	after := keysOf(t, c.Address)
 	assert.Equal(t, secret, after["config/a"])
 	assert.Equal(t, "only here", after["config/mine"], "what only the destination has is never touched")
+
+	// A prefix that was mistyped restores nothing, and that is no success.
+	for _, mode := range []string{"--plan", "--apply"} {
+		_, errs, code = l.restores(t, with(mode, "--prefix", "confg/")...)
+		assert.Equal(t, service.ExitFailed, code)
+		assert.Contains(t, errs, "nothing was restored: no key of "+m.GetId()+" begins with confg/")
+	}
 
 	// Under another name.
 	_, errs, code = l.restores(t, with("--apply", "--prefix", "config/", "--rename", "config/=old/config/")...)
@@ -268,6 +279,66 @@ func TestRestoreOfARaftSnapshotIsAllOrNothing(t *testing.T) {
 	_, errs, code = l.restores(t, consulTarget, "--to", to.Address, "--part", "snap", "--apply", "--force")
 	assert.Zero(t, code, errs)
 	assert.Equal(t, map[string]string{"a": secret}, keysOf(t, to.Address))
+
+	// One that was refused has changed nothing, and does not say so.
+	const token = "7f1c3d5e-0000-4000-8000-5ec4e7000001"
+	guarded := startConsul(t, bintest.ConsulOptions{Management: token})
+	out, errs, code = l.restores(t, consulTarget, "--to", guarded.Address, "--part", "snap", "--apply", "--force", "--output", "json")
+	assert.Equal(t, service.ExitFailed, code)
+	assert.Zero(t, parse(t, out).Summary.Changed)
+	assert.Empty(t, parse(t, out).Items)
+	assert.NotContains(t, errs, "so far")
+}
+
+func TestRestoreOfNomadsOperatorSnapshot(t *testing.T) {
+	from, to := startNomad(t), startNomad(t)
+	request(t, http.MethodPut, from.Address+"/v1/namespace/platform", `{"Name":"platform"}`)
+	cfg := config.Nomad{Address: from.Address}
+	l := labFor(t)
+	l.mustCommit(t, plan{
+		target: nomadTarget, raw: read(t, nomad.New(cfg, nomad.Options{})), snap: read(t, nomad.NewOperator(cfg, nomad.Options{})), encrypted: true,
+	})
+	request(t, http.MethodPut, to.Address+"/v1/namespace/later", `{"Name":"later"}`)
+	args := []string{nomadTarget, "--to", to.Address, "--part", "snap", "--identity-file", l.dir + "/lifeboat.key"}
+	out, errs, code := l.restores(t, args...)
+	assert.Zero(t, code, errs)
+	assert.Regexp(t, `(?m)^change   region       http.* all namespaces, .* become those of raft index 7, the tokens too; what came later is lost`, out)
+	assert.NotContains(t, errs, "lacks", "that is what the other part lacks")
+	namespaces := func() string { return request(t, http.MethodGet, to.Address+"/v1/namespaces", "") }
+	assert.Contains(t, namespaces(), `"later"`, "a plan writes nothing")
+	out, errs, code = l.restores(t, append(args, "--apply", "--force")...)
+	assert.Zero(t, code, errs)
+	assert.Contains(t, out, "0 created, 1 changed; ")
+	assert.Contains(t, namespaces(), `"platform"`)
+	assert.NotContains(t, namespaces(), `"later"`)
+}
+
+// What is known to be wrong with a snapshot is said before it is restored.
+func TestRestoreSaysWhatIsKnownOfTheSnapshot(t *testing.T) {
+	l, c := labFor(t), startConsul(t, bintest.ConsulOptions{})
+	m := l.mustCommit(t, plan{target: consulTarget, raw: export(t, someKeys(3)), keys: 3})
+	require.NoError(t, l.drilled(t.Context(), m, false))
+	out, errs, _ := l.restores(t, consulTarget, "--to", c.Address)
+	assert.Contains(t, out, ", not proven by any drill into ")
+	assert.NotContains(t, errs, "DAMAGED")
+	assert.Contains(t, errs, "the snapshot lacks users: not allowed to list them\n")
+
+	require.NoError(t, l.catalog.SetMark(t.Context(), &lifeboatv1.Mark{
+		Format: catalog.Format, Target: consulTarget, SnapshotId: m.GetId(), Kind: lifeboatv1.Mark_KIND_VERIFIED, Reason: "another sum",
+		At: timestamppb.Now(),
+	}))
+	out, errs, code := l.restores(t, consulTarget, "--to", c.Address, "--output", "json")
+	assert.Zero(t, code)
+	parse(t, out)
+	assert.Contains(t, errs, "a verification found it DAMAGED at ")
+	assert.Contains(t, errs, ": another sum; take another one: lifeboat snapshot list consul-kv")
+
+	// It is restored all the same when that cannot be read.
+	mark := l.server.Path(l.catalog.Layout.Mark(consulTarget, m.GetId(), lifeboatv1.Mark_KIND_VERIFIED))
+	require.NoError(t, os.WriteFile(mark, []byte("{"), 0o600))
+	_, errs, code = l.restores(t, consulTarget, "--to", c.Address, "--apply")
+	assert.Zero(t, code, errs)
+	assert.Contains(t, errs, "whether it was proven or found damaged cannot be read: ")
 }
 
 func startNomad(t *testing.T) *bintest.Nomad {

@@ -54,7 +54,7 @@ func (v *restoreView) begin() error {
 	if r.flags.apply {
 		doing = "restoring"
 	}
-	v.printf("%s into %s (%s)\n", snapshotName(r.manifest), r.where(), doing)
+	v.printf("%s into %s (%s)\n", r.snapshotName(), r.where(), doing)
 	v.flush()
 	return v.err
 }

@@ -2,6 +2,7 @@ package drill
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"
 	etcdrestore "github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore/etcd"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/throwaway"
 )
@@ -81,7 +83,15 @@ func (d *etcdDrill) receive(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = p.Close() }() // it was read to its end, or there is a better error
-	d.size, err = etcdrestore.WriteSnapshot(ctx, p, d.db)
+	p.decoder.LeaveRaw()
+	// What decodes and hashes the data, and what writes it and checks its own checksum, are two cores' work.
+	ahead := pipeline.Ahead(p)
+	var digest [sha256.Size]byte
+	d.size, digest, err = etcdrestore.WriteDigested(ctx, ahead, d.db)
+	_ = ahead.Close() // from here on nothing reads p
+	if err == nil {
+		err = p.compareRaw(d.size, digest)
+	}
 	return p.write(err)
 }
 

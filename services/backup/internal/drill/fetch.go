@@ -1,6 +1,7 @@
 package drill
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -16,6 +17,7 @@ import (
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/throwaway"
 )
 
 // ErrStore means that the store failed, which says nothing about the snapshot.
@@ -91,7 +93,7 @@ func (p *part) Read(b []byte) (int, error) {
 		p.err = failed(phaseFetch, context.Cause(p.ctx))
 		return 0, p.err
 	}
-	n, err := p.decoder.Read(b)
+	n, err := p.decode(b)
 	switch {
 	case errors.Is(err, io.EOF):
 		p.decoded()
@@ -100,6 +102,24 @@ func (p *part) Read(b []byte) (int, error) {
 		p.err = p.blame(err)
 	}
 	return n, p.err
+}
+
+// compareRaw compares what the reader has hashed, where that was left to it.
+func (p *part) compareRaw(bytes int64, sum [sha256.Size]byte) error {
+	if err := p.decoder.CompareRaw(bytes, sum); err != nil {
+		p.err = p.blame(err)
+		return p.err
+	}
+	return nil
+}
+
+// decode reads from the decoder, of whose bugs a drill must be able to tell.
+func (p *part) decode(b []byte) (n int, err error) {
+	panicked := throwaway.Guard(func() error {
+		n, err = p.decoder.Read(b)
+		return nil
+	})
+	return n, cmp.Or(err, panicked)
 }
 
 // Close ends both phases.

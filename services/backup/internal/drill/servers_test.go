@@ -121,7 +121,11 @@ func TestConsulPrefixes(t *testing.T) {
 	s := takeConsul(t, config.Consul{Address: c.Address, Prefixes: []string{"config/", "other/"}, Full: true})
 	value := "secret"
 	s.target.Drill.Checks = []config.Check{
-		{Key: "config/a//b", Value: &value}, {Key: "config/../x"}, {Key: "config/ü/%2F?&#"}, {Key: "config/"}, {Prefix: "config/", Min: 5},
+		{Key: "config/a//b", Value: &value},
+		{Key: "config/../x"},
+		{Key: "config/ü/%2F?&#"},
+		{Key: "config/"},
+		{Prefix: "config/", Min: 5},
 		{Prefix: "other/"},
 	}
 	rep := requirePassed(t, s.input(t))
@@ -268,6 +272,10 @@ func fillNomad(t *testing.T, c *api.Client) {
 		_, _, err = c.Jobs().Register(j, nil)
 		require.NoError(t, err)
 	}
+	_, _, err = c.Jobs().RegisterOpts(nomadJob("source", "default", 1), &api.RegisterOptions{
+		Submission: &api.JobSubmission{Source: "job \"source\" {}", Format: "hcl2"},
+	}, nil)
+	require.NoError(t, err)
 	second := nomadJob("web", "apps", 4)
 	_, _, err = c.Jobs().Register(second, nil)
 	require.NoError(t, err)
@@ -306,8 +314,8 @@ func testNomadPasses(t *testing.T, s *shelf) {
 	b, _ := json.MarshalIndent(got, "", " ")
 	t.Logf("%s\n%s", b, rep.GetSummary())
 	for what, want := range map[string]string{
-		"jobs": "3=3", "namespaces": "2=2", "node_pools": "1=1", "variables": "2=2", "acl_policies": "1=1", "acl_roles": "1=1",
-		"running allocations": "0=0", "jobs whose plan is empty": "3=3", "things whose fields differ": "0=0",
+		"submissions": "1=1", "jobs": "4=4", "namespaces": "2=2", "node_pools": "1=1", "variables": "2=2", "acl_policies": "1=1", "acl_roles": "1=1",
+		"running allocations": "0=0", "jobs whose plan is empty": "4=4", "things whose fields differ": "0=0",
 		"acl_auth_methods left out": "(not comparable)", "acl_binding_rules left out": "(not comparable)",
 		"acl_tokens left out": "(not comparable)", "versions": "(not comparable)", "operator snapshot: its restore": "(not comparable)",
 	} {

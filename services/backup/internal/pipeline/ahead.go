@@ -1,6 +1,9 @@
 package pipeline
 
-import "io"
+import (
+	"io"
+	"sync"
+)
 
 const (
 	// A buffer is large enough that handing it over costs nothing, and few of them bound the memory.
@@ -70,4 +73,44 @@ func (a *ahead) stop() {
 	close(a.quit)
 	for range a.full { // only its end matters
 	}
+}
+
+// Ahead reads r in the background, a few buffers ahead of whoever reads from it, so that both work at the same time. Close waits until r
+// is no longer read: a reader that waits must be unblocked by its own context. r's error comes after its last bytes.
+func Ahead(r io.Reader) io.ReadCloser { return &aheadReader{ahead: readAhead(r, nil)} }
+
+type aheadReader struct {
+	ahead *ahead
+	whole []byte // the buffer that is being read
+	rest  []byte // of it
+	err   error
+	once  sync.Once
+}
+
+// Read implements io.Reader.
+func (r *aheadReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 && r.err == nil {
+		if r.whole != nil {
+			r.ahead.free(r.whole)
+			r.whole = nil
+		}
+		b, err := r.ahead.next()
+		if err != nil {
+			r.err = err
+			break
+		}
+		r.whole, r.rest = b, b
+	}
+	if len(r.rest) == 0 {
+		return 0, r.err
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// Close implements io.Closer.
+func (r *aheadReader) Close() error {
+	r.once.Do(r.ahead.stop)
+	return nil
 }

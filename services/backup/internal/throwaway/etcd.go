@@ -41,6 +41,7 @@ const (
 // Etcd is an etcd server in this process that serves restored data, on loopback.
 type Etcd struct {
 	etcd *embed.Etcd
+	dir  string
 	log  *serverLog
 	// revision is where the data was at when it was loaded. Leases that expire later move the server on.
 	revision int64
@@ -59,7 +60,7 @@ func StartEtcd(ctx context.Context, dir string, size int64) (*Etcd, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parsing the server's address: %w", err)
 	}
-	s := &Etcd{log: newServerLog()}
+	s := &Etcd{log: newServerLog(), dir: dir}
 	cfg := embed.NewConfig()
 	cfg.Name, cfg.Dir = EtcdName, dir
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*listen}, []url.URL{*listen}
@@ -179,6 +180,7 @@ func (s *Etcd) Stop() error {
 	defer timer.Stop()
 	select {
 	case <-done:
+		_ = forget(s.dir) // on a full disk it fails, and what stays is memory, until the next server is loaded
 		return nil
 	case <-timer.C:
 		return fmt.Errorf("etcd did not stop within %s%s", stopTimeout, s.log.said())
@@ -231,6 +233,11 @@ func (l *serverLog) OnWrite(*zapcore.CheckedEntry, []zapcore.Field) {
 // within runs f, which calls into etcd, so that etcd's giving up is an error. etcd's loading cannot be canceled, and
 // waits for ever when it gives up in a goroutine of its own; f is then left behind.
 func (l *serverLog) within(ctx context.Context, f func() error) error {
+	return l.until(ctx.Done(), ctx.Err, f)
+}
+
+// until is within for what ends otherwise: when over is closed, why says why nobody waits any more.
+func (l *serverLog) until(over <-chan struct{}, why func() error, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		err := errGaveUp
@@ -240,8 +247,8 @@ func (l *serverLog) within(ctx context.Context, f func() error) error {
 	var err error
 	select {
 	case err = <-done:
-	case <-ctx.Done():
-		err = l.abandon(done, ctx.Err())
+	case <-over:
+		err = l.abandon(done, why())
 	case <-l.gaveUp:
 		err = l.abandon(done, errGaveUp)
 	}

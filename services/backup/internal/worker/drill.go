@@ -56,6 +56,9 @@ func (w *Worker) drill(ctx context.Context, j job) error {
 		},
 	}
 	in.Identity, in.Identities, in.Locked = w.drillIdentities(j, escrow)
+	if j.target.Etcd != nil {
+		defer w.collector.relax()()
+	}
 	report, err := drill.Run(ctx, in)
 	if err != nil {
 		return fmt.Errorf("drilling %s: %w", id, err)

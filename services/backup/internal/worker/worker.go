@@ -90,7 +90,8 @@ type Options struct {
 // Worker handles jobs. It is safe for concurrent use.
 type Worker struct {
 	Options
-	metrics *metrics
+	metrics   *metrics
+	collector collector
 }
 
 // New returns a worker.

@@ -25,6 +25,9 @@ const doingRaft = "restoring the raft snapshot"
 // RestoreRaft replaces all that dest's datacenter holds, its ACL tokens included, by a raft snapshot, as `consul snapshot restore`
 // does. It needs a management token of the datacenter as it is; afterwards the snapshot's tokens hold.
 //
+// Sessions come back with it, and end soon: Consul removes the nodes that are not its own within a minute or so. A key that such a
+// session holds goes with it where the session's behavior is "delete".
+//
 // The snapshot is read twice, as in Restore: dest is not contacted before the first read proved it whole. It is sent once, and
 // nothing is repeated: an error may mean that it was restored nevertheless, and only of a request that was refused says so.
 func RestoreRaft(ctx context.Context, dest config.Consul, open restore.Open) error {

@@ -127,7 +127,7 @@ func (r *run) attempt(ctx context.Context, t *task) (bool, error) {
 			return false, err
 		case errors.Is(err, rpctypes.ErrLeaseNotFound) && !regranted:
 			// It was granted, and its time has passed since.
-			if err := r.lease(ctx, t, true); err != nil {
+			if err = r.lease(ctx, t, true); err != nil {
 				return false, err
 			}
 		case err != nil:

@@ -30,7 +30,7 @@ const (
 // shm is a folder in memory, so that the disk is not what is measured.
 func shm(b *testing.B) string {
 	b.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "lifeboat-bench-")
+	dir, err := os.MkdirTemp("/dev/shm", "lifeboat-bench-") //nolint:usetesting // not on the disk
 	require.NoError(b, err)
 	b.Cleanup(func() { require.NoError(b, os.RemoveAll(dir)) })
 	return dir
@@ -41,7 +41,7 @@ func benchMember(b *testing.B) *member {
 	e, err := bintest.StartEtcd(b.Context(), shm(b), "--quota-backend-bytes=8000000000", "--unsafe-no-fsync")
 	require.NoError(b, err)
 	b.Cleanup(func() { require.NoError(b, e.Kill()) })
-	return &member{Etcd: e, Client: dial(b, e.Endpoint, "", "")}
+	return &member{Etcd: e, client: dial(b, e.Endpoint, "", "")}
 }
 
 // BenchmarkToDataDir makes the data directory of one large snapshot: with etcdutl, with a copy of the file as an operator would, and
@@ -55,8 +55,8 @@ func BenchmarkToDataDir(b *testing.B) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for i := 0; ; i++ {
 		m.fill(b, r, fmt.Sprintf("/registry/pods/%04d-", i), 5000, 4000)
-		st, err := m.Client.Status(b.Context(), m.Endpoint)
-		require.NoError(b, err)
+		st, serr := m.client.Status(b.Context(), m.Endpoint)
+		require.NoError(b, serr)
 		if st.DbSize >= benchMiB<<20 {
 			break
 		}
@@ -64,10 +64,10 @@ func BenchmarkToDataDir(b *testing.B) {
 	dir := shm(b)
 	snapshot, fetched := filepath.Join(dir, "snapshot.db"), filepath.Join(dir, "fetched.db")
 	write := func(path string, r io.Reader) {
-		_, err := WriteSnapshot(b.Context(), r, path)
-		require.NoError(b, err)
+		_, werr := WriteSnapshot(b.Context(), r, path)
+		require.NoError(b, werr)
 	}
-	body, err := m.Client.Snapshot(b.Context())
+	body, err := m.client.Snapshot(b.Context())
 	require.NoError(b, err)
 	write(snapshot, body)
 	require.NoError(b, m.Kill())
@@ -161,7 +161,7 @@ func raw(b *testing.B, dest *member, keys map[string]string) error {
 				for j, op := range ops {
 					cmps[j] = clientv3.Compare(clientv3.Version(string(op.KeyBytes())), "=", 0)
 				}
-				_, err := dest.Client.Txn(b.Context()).If(cmps...).Then(ops...).Commit()
+				_, err := dest.client.Txn(b.Context()).If(cmps...).Then(ops...).Commit()
 				errs[i] = errors.Join(errs[i], err)
 			}
 		})

@@ -166,7 +166,7 @@ func (o *DataDir) place(ctx context.Context, db string) (_ *os.File, err error) 
 			return os.OpenFile(db, os.O_WRONLY, 0)
 		}
 		// On another file system: it is copied, and deleted then.
-		defer func() { err = errors.Join(err, os.Remove(o.Snapshot)) }()
+		defer func() { err = errors.Join(err, os.Remove(o.Snapshot)) }() //nolint:gosec // the caller's own file
 	}
 	f, err := os.OpenFile(db, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -44,16 +44,16 @@ func someData(t *testing.T) []byte {
 	t.Helper()
 	m := startMember(t)
 	m.fill(t, newRand(t), "/a/", 2000, 600)
-	l, err := m.Client.Grant(t.Context(), 3600)
+	l, err := m.client.Grant(t.Context(), 3600)
 	require.NoError(t, err)
 	m.put(t, "/leased", "v", clientv3.WithLease(l.ID))
-	_, err = m.Client.Delete(t.Context(), "/a/0001", clientv3.WithPrefix())
+	_, err = m.client.Delete(t.Context(), "/a/0001", clientv3.WithPrefix())
 	require.NoError(t, err)
-	_, err = m.Client.Compact(t.Context(), 5)
+	_, err = m.client.Compact(t.Context(), 5)
 	require.NoError(t, err)
-	_, err = m.Client.RoleAdd(t.Context(), "reader")
+	_, err = m.client.RoleAdd(t.Context(), "reader")
 	require.NoError(t, err)
-	_, err = m.Client.UserAdd(t.Context(), "somebody", "secret")
+	_, err = m.client.UserAdd(t.Context(), "somebody", "secret")
 	require.NoError(t, err)
 	return m.snapshot(t)
 }
@@ -180,7 +180,7 @@ func TestThreeMembers(t *testing.T) {
 	src := startMember(t)
 	src.fill(t, newRand(t), "/k/", 500, 300)
 	data, want := src.snapshot(t), src.all(t)
-	head, err := src.Client.Get(t.Context(), "x")
+	head, err := src.client.Get(t.Context(), "x")
 	require.NoError(t, err)
 
 	const bumped = 1_000_000_000
@@ -230,9 +230,9 @@ func TestBumpAboveCompaction(t *testing.T) {
 	for range 50 {
 		m.put(t, "k", "v")
 	}
-	resp, err := m.Client.Delete(t.Context(), "k")
+	resp, err := m.client.Delete(t.Context(), "k")
 	require.NoError(t, err)
-	_, err = m.Client.Compact(t.Context(), resp.Header.Revision, clientv3.WithCompactPhysical())
+	_, err = m.client.Compact(t.Context(), resp.Header.Revision, clientv3.WithCompactPhysical())
 	require.NoError(t, err)
 	d := single(fileOf(t, m.snapshot(t)), filepath.Join(t.TempDir(), "d"))
 	d.BumpRevision, d.MarkCompacted = 3, true
@@ -248,11 +248,11 @@ func TestBumpAboveCompaction(t *testing.T) {
 func TestCounts(t *testing.T) {
 	m := startMember(t)
 	for range 7 {
-		_, err := m.Client.Grant(t.Context(), 3600)
+		_, err := m.client.Grant(t.Context(), 3600)
 		require.NoError(t, err)
 	}
 	for i := range 40 {
-		_, err := m.Client.RoleAdd(t.Context(), fmt.Sprintf("role-%d", i))
+		_, err := m.client.RoleAdd(t.Context(), fmt.Sprintf("role-%d", i))
 		require.NoError(t, err)
 	}
 	try := func(cfg func() *etcdsource.Source, enabled bool, users int64) {
@@ -287,13 +287,13 @@ func TestCounts(t *testing.T) {
 	}
 	cfg := m.config()
 	try(func() *etcdsource.Source { return etcdsource.New(cfg, etcdsource.Options{}) }, false, 0)
-	_, err := m.Client.UserAdd(t.Context(), "root", "secret")
+	_, err := m.client.UserAdd(t.Context(), "root", "secret")
 	require.NoError(t, err)
-	_, err = m.Client.RoleAdd(t.Context(), "root")
+	_, err = m.client.RoleAdd(t.Context(), "root")
 	require.NoError(t, err)
-	_, err = m.Client.UserGrantRole(t.Context(), "root", "root")
+	_, err = m.client.UserGrantRole(t.Context(), "root", "root")
 	require.NoError(t, err)
-	_, err = m.Client.AuthEnable(t.Context())
+	_, err = m.client.AuthEnable(t.Context())
 	require.NoError(t, err)
 	cfg.Username, cfg.PasswordFile = "root", passwordFile(t, "secret")
 	try(func() *etcdsource.Source { return etcdsource.New(cfg, etcdsource.Options{}) }, true, 1)

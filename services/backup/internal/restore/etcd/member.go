@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"go.etcd.io/etcd/etcdutl/v3/snapshot"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/etcd/server/v3/storage/schema"
@@ -98,7 +99,7 @@ func (o *DataDir) adopt(path string, member []entries) error {
 	options := &bolt.Options{NoFreelistSync: true, FreelistType: bolt.FreelistMapType, NoSync: o.Volatile, NoGrowSync: o.Volatile}
 	return update(path, options, func(tx *bolt.Tx) error {
 		for _, name := range [][]byte{schema.Members.Name(), schema.MembersRemoved.Name()} {
-			if err := tx.DeleteBucket(name); err != nil && !errors.Is(err, bolt.ErrBucketNotFound) {
+			if err := tx.DeleteBucket(name); err != nil && !errors.Is(err, berrors.ErrBucketNotFound) {
 				return err
 			}
 			if _, err := tx.CreateBucket(name); err != nil {

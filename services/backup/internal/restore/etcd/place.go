@@ -57,8 +57,8 @@ func resolve(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("the data directory: %w", err)
 	}
-	if info, err := os.Lstat(dir); err != nil || info.Mode()&fs.ModeSymlink == 0 {
-		return dir, nil //nolint:nilerr // nothing is there; whatever else is wrong shows when it is made
+	if info, lerr := os.Lstat(dir); lerr != nil || info.Mode()&fs.ModeSymlink == 0 {
+		return dir, nil //nolint:nilerr // nothing is there, and whatever else is wrong shows when it is made
 	}
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return "", fmt.Errorf("the data directory is a link: %w", err)
@@ -88,7 +88,7 @@ func (p *place) inspect(force bool) error {
 		return errors.Join(serr, fmt.Errorf("%s is where a file system is mounted, and cannot be replaced: name a folder within it, "+
 			"and let etcd's --data-dir be that one", p.dir))
 	}
-	if err := inUse(databaseOf(p.dir)); err != nil {
+	if err = inUse(databaseOf(p.dir)); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(p.dir)
@@ -113,7 +113,7 @@ func stat(info fs.FileInfo) (*syscall.Stat_t, error) {
 func inUse(db string) error {
 	f, err := os.Open(db)
 	if err != nil {
-		return nil //nolint:nilerr // no database, so that nobody runs on it
+		return nil // no database, so that nobody runs on it
 	}
 	defer f.Close()
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); errors.Is(err, syscall.EWOULDBLOCK) {
@@ -131,7 +131,7 @@ func (p *place) take() error {
 	if err != nil {
 		return fmt.Errorf("opening the folder to restore in: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return errors.Join(fmt.Errorf("locking %s: %w", p.temp, cmpErr(err)), f.Close())
 	}
 	mine, err := f.Stat()
@@ -256,12 +256,21 @@ func (p *place) giveTo(owner *syscall.Stat_t) error {
 	if int(owner.Uid) == os.Geteuid() && int(owner.Gid) == os.Getegid() {
 		return nil
 	}
-	return filepath.WalkDir(p.data, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
+	// Within a root, so that nobody who owns a folder above can have the owner of something else changed.
+	root, err := os.OpenRoot(p.data)
+	if err != nil {
+		return fmt.Errorf("opening the data directory: %w", err)
+	}
+	err = fs.WalkDir(root.FS(), ".", func(path string, _ fs.DirEntry, werr error) error {
+		if werr != nil {
+			return werr
 		}
-		return os.Lchown(path, int(owner.Uid), int(owner.Gid))
+		return root.Lchown(path, int(owner.Uid), int(owner.Gid))
 	})
+	if err = errors.Join(err, root.Close()); err != nil {
+		return fmt.Errorf("giving the data directory to whom the one before belonged: %w", err)
+	}
+	return nil
 }
 
 func syncDir(dir string) error {

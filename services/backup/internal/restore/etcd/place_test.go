@@ -67,6 +67,23 @@ func TestExisting(t *testing.T) {
 		requireOnly(t, parent, "data")
 		requireOnly(t, dir, "member")
 	})
+	t.Run("of another user", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			return // nobody else may give files away
+		}
+		d := single(snapshot, filepath.Join(t.TempDir(), "data"))
+		require.NoError(t, os.Mkdir(d.Dir, 0o700))
+		require.NoError(t, os.Chown(d.Dir, 12345, 23456))
+		require.NoError(t, ToDataDir(t.Context(), d))
+		for _, path := range []string{d.Dir, filepath.Join(d.Dir, "member", "wal"), databaseOf(d.Dir)} {
+			info, err := os.Stat(path)
+			require.NoError(t, err)
+			owner, err := stat(info)
+			require.NoError(t, err)
+			require.EqualValues(t, 12345, owner.Uid)
+			require.EqualValues(t, 23456, owner.Gid)
+		}
+	})
 	t.Run("a file", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "data")
 		require.NoError(t, os.WriteFile(path, nil, 0o600))

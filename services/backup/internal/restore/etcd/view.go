@@ -87,8 +87,7 @@ func openView(ctx context.Context, path string) (*view, error) {
 
 // close removes the file as well.
 func (v *view) close() error {
-	v.kv.Close()
-	return errors.Join(v.be.Close(), os.Remove(v.path))
+	return errors.Join(v.kv.Close(), v.be.Close(), os.Remove(v.path))
 }
 
 // count is how many keys a span has.

@@ -114,10 +114,18 @@ func tokens() *kind {
 			for _, p := range names(o["Policies"]) {
 				how = append(how, fmt.Sprintf("-policy=%q", p))
 			}
+			unknown := ""
 			for _, role := range names(o["Roles"]) {
+				if role == "" { // snapshots of older versions hold its id only, and that was another region's
+					unknown = ", with its roles, whose names this snapshot does not hold"
+					continue
+				}
 				how = append(how, fmt.Sprintf("-role-name=%q", role))
 			}
-			return "its secret is in no snapshot: make a new one by nomad acl token create " + strings.Join(how, " ") +
+			if o.flag("Global") {
+				how = append(how, "-global")
+			}
+			return "its secret is in no snapshot: make a new one by nomad acl token create " + strings.Join(how, " ") + unknown +
 				", or restore the operator snapshot"
 		},
 	}, "/v1/acl/token/")

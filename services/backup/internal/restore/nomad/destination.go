@@ -112,12 +112,15 @@ type destination struct {
 }
 
 // dial reads certificates and the token. Nothing is contacted.
-func dial(cfg config.Nomad) (*destination, error) {
+func dial(cfg config.Nomad) (*destination, error) { return dialPatiently(cfg, 0) }
+
+// dialPatiently is dial for requests whose answers may take longer than usual to begin; wait is how long.
+func dialPatiently(cfg config.Nomad, wait time.Duration) (*destination, error) {
 	d := &destination{shown: source.Endpoint(cfg.Address)}
 	if _, err := url.Parse(cfg.Address); err != nil || cfg.Address == "" {
 		return nil, errors.New("restoring into Nomad: its address is no URL")
 	}
-	hc, address, err := source.NewHTTPClient(cfg.Address, cfg.TLS, 0)
+	hc, address, err := source.NewHTTPClient(cfg.Address, cfg.TLS, wait)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to Nomad at %s: %w", d.shown, err)
 	}

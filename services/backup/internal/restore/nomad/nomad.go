@@ -1,4 +1,5 @@
-// Package nomad restores what source/nomad read of a Nomad region into a region: a whole one, some namespaces, or single jobs.
+// Package nomad restores what source/nomad read of a Nomad region into a region: a whole one, some namespaces, or single jobs
+// (Restore), and an operator snapshot of all that a region's servers hold (RestoreRaft).
 //
 // # What is restored, and in which order
 //

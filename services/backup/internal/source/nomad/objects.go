@@ -2,7 +2,9 @@ package nomad
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -26,6 +28,7 @@ type kind struct {
 	need  string
 	only  edition
 	skip  func(r *reader, o object) bool
+	note  func(r *reader, o object) // is given what a list says, before any of it is left out
 	also  func(r *reader, tw *tar.Writer, file string, o object) error
 }
 
@@ -66,16 +69,31 @@ func lists() []kind {
 			count: "acl_roles", title: "ACL role", list: "/v1/acl/roles", key: "Name", file: "Name", dir: "acl/roles/",
 			// A role that is created may not bring its id.
 			strip: indexes("ID"), need: needManagement, only: withACLs,
+			note: func(r *reader, o object) { r.roles[o.text("ID")] = o.text("Name") },
 		},
 		{
 			count: "acl_tokens", title: "ACL token", list: "/v1/acl/tokens", key: "AccessorID", file: "AccessorID",
-			dir: "acl/tokens/", strip: indexes(), need: needManagement, only: withACLs,
+			dir: "acl/tokens/", strip: indexes(), need: needManagement, only: withACLs, note: nameRoles,
 			// Those that expire come from a login and go by themselves; the next login makes them anew.
 			skip: func(_ *reader, o object) bool {
 				expires, ok := o["ExpirationTime"]
 				return ok && string(expires) != "null"
 			},
 		},
+	}
+}
+
+// nameRoles gives the roles of a token their names. Nomad's list of tokens has the ids only, and those are gone with the region.
+func nameRoles(r *reader, o object) {
+	var links []struct{ ID, Name string }
+	if json.Unmarshal(o["Roles"], &links) != nil || len(links) == 0 {
+		return
+	}
+	for i, l := range links {
+		links[i].Name = cmp.Or(l.Name, r.roles[l.ID])
+	}
+	if b, err := json.Marshal(links); err == nil {
+		o["Roles"] = b
 	}
 }
 
@@ -144,6 +162,9 @@ func (r *reader) all(ctx context.Context, k kind) (map[string]object, error) {
 	_, err := pages(ctx, r, k.list, api.QueryOptions{}, func(o object) error {
 		if o.text(k.key) == "" {
 			return r.damaged(ctx, "listing "+k.dir, errors.New("one has no "+k.key))
+		}
+		if k.note != nil {
+			k.note(r, o)
 		}
 		if k.skip == nil || !k.skip(r, o) {
 			found[o.text(k.file)] = o

@@ -24,6 +24,7 @@ type reader struct {
 	wanted  []string // namespaces, sorted; nil for all
 
 	token   token
+	roles   map[string]string // names of ACL roles by id
 	jobs    []name
 	index   int64
 	counts  map[string]int64
@@ -92,7 +93,7 @@ func pages[T any](
 // list reads who asks and the names of all jobs. What a job list does not hold cannot be missed later, so an error ends
 // the read; only of several configured namespaces may some be denied.
 func (r *reader) list(ctx context.Context) (err error) {
-	r.counts = counters()
+	r.counts, r.roles = counters(), make(map[string]string)
 	if r.token, err = r.client.whoami(ctx, r.get); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package nomad_test
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"os"
@@ -117,6 +118,22 @@ func TestRegion(t *testing.T) {
 	t.Run("few rights", func(t *testing.T) { testFewRights(t, r) })
 	t.Run("no rights", func(t *testing.T) { testNoRights(t, r) })
 	t.Run("operator snapshot denied", func(t *testing.T) { testOperatorDenied(t, r) })
+	t.Run("roles of a token", func(t *testing.T) { testTokenRoles(t, r) })
+}
+
+// testTokenRoles has a token with a role. Nomad's list tells the role's id only, and another region gives the role another one: a
+// person who makes the token anew could not know which role it had.
+func testTokenRoles(t *testing.T, r *region) {
+	t.Helper()
+	token, _, err := r.api.ACLTokens().Create(&api.ACLToken{
+		Name: "robot", Type: "client", Roles: []*api.ACLTokenRoleLink{{Name: "operator"}},
+	}, nil)
+	require.NoError(t, err)
+	files, _, _ := r.read(t, r.root)
+	var kept api.ACLToken
+	require.NoError(t, json.Unmarshal(files["acl/tokens/"+token.AccessorID+".json"], &kept))
+	assert.Equal(t, token.Roles[0].ID, kept.Roles[0].ID)
+	assert.Equal(t, "operator", kept.Roles[0].Name)
 }
 
 // testManagement has the whole content.

@@ -1,4 +1,5 @@
-package natstest
+// Package rolestest prepares deploy/nats, the permissions of every role, for a server of a test.
+package rolestest
 
 import (
 	"fmt"
@@ -33,7 +34,7 @@ func Deploy(tb testing.TB, source, dir string) map[string]string {
 		seeds[role] = filepath.Join(dir, role+".nk")
 		require.NoError(tb, os.WriteFile(seeds[role], []byte(secret+"\n"), 0o600))
 	}
-	require.NoError(tb, os.WriteFile(path, []byte(text), 0o600))
+	require.NoError(tb, os.WriteFile(path, []byte(text), 0o600)) //nolint:gosec // a folder of the test's own
 	return seeds
 }
 
