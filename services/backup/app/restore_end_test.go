@@ -126,6 +126,7 @@ func TestRestoreLeavesARecord(t *testing.T) {
 	request(t, http.MethodPut, c.Address+"/v1/kv/config/app-00001", "newer")
 	_, _, code = l.restores(t, consulTarget, "--to", c.Address, "--apply")
 	assert.Equal(t, service.ExitFailed, code)
+	assert.Contains(t, last("failed").GetMessage(), "not wholly restored into "+c.Address+": 0 created, 0 changed")
 	assert.Contains(t, last("failed").GetMessage(), "not empty")
 }
 

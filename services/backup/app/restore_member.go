@@ -188,7 +188,8 @@ func (r *restoration) nextMember(out io.Writer) error {
 	m := &r.flags.member
 	_, err := fmt.Fprintf(out, "\nIts owner is that of what was there before, or you. Give it to the user that etcd runs as, and start it:\n  %s\n", m.startCommand())
 	if err == nil && strings.Contains(m.initialCluster(), ",") {
-		_, err = fmt.Fprint(out, "Run the same restore for each of the other members first, with its --name and --initial-advertise-peer-urls.\n")
+		_, err = fmt.Fprintf(out, "Make the other members first, each with its --name and --initial-advertise-peer-urls, and all with --snapshot %s.\n",
+			r.manifest.GetId())
 	}
 	return err
 }

@@ -54,7 +54,8 @@ func (r *restoration) event(s restore.Summary, ended error) *lifeboatv1.Event {
 	}
 	if ended != nil {
 		e.Verb = "failed"
-		e.Message += ". " + ended.Error()
+		e.Message = fmt.Sprintf("%s of %s was not wholly restored into %s: %d created, %d changed, %d the same. %s", r.flags.selection(),
+			r.manifest.GetId(), r.where(), s.Created, s.Changed, s.Same, ended.Error())
 	}
 	return e
 }

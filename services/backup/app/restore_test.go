@@ -304,6 +304,7 @@ func TestRestoreOfNomadsOperatorSnapshot(t *testing.T) {
 	assert.Zero(t, code, errs)
 	assert.Regexp(t, `(?m)^change   region       http.* all namespaces, .* become those of raft index 7, the tokens too; what came later is lost`, out)
 	assert.NotContains(t, errs, "lacks", "that is what the other part lacks")
+	assert.Contains(t, out, "do it with --apply --force\n", "it is refused without")
 	namespaces := func() string { return request(t, http.MethodGet, to.Address+"/v1/namespaces", "") }
 	assert.Contains(t, namespaces(), `"later"`, "a plan writes nothing")
 	out, errs, code = l.restores(t, append(args, "--apply", "--force")...)
@@ -334,7 +335,7 @@ func TestRestoreSaysWhatIsKnownOfTheSnapshot(t *testing.T) {
 	assert.Contains(t, errs, ": another sum; take another one: lifeboat snapshot list consul-kv")
 
 	// It is restored all the same when that cannot be read.
-	mark := l.server.Path(l.catalog.Layout.Mark(consulTarget, m.GetId(), lifeboatv1.Mark_KIND_VERIFIED))
+	mark := l.server.Path(l.catalog.Mark(consulTarget, m.GetId(), lifeboatv1.Mark_KIND_VERIFIED))
 	require.NoError(t, os.WriteFile(mark, []byte("{"), 0o600))
 	_, errs, code = l.restores(t, consulTarget, "--to", c.Address, "--apply")
 	assert.Zero(t, code, errs)

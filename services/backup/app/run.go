@@ -76,6 +76,9 @@ func (f *runFlags) run(cmd *cobra.Command, work config.Work, target string, job 
 	if errors.Is(err, bus.ErrBusy) {
 		return fmt.Errorf("%w; see what it does with: nats sub 'lifeboat.event.%s.*.%s'", err, work, target)
 	}
+	if errors.Is(err, bus.ErrDenied) {
+		return err
+	}
 	if err != nil {
 		return fmt.Errorf("%w; does NATS answer at %s (nats.url in %s)?", err, cfg.NATS.URL, f.config)
 	}

@@ -104,7 +104,8 @@ type Servers struct {
 	ConsulBinary, NomadBinary string
 	// Confine is a command of this program that runs throwaway.Confined; empty: no namespace.
 	Confine []string
-	// RequireIsolation fails a drill whose server has no network namespace of its own.
+	// RequireIsolation fails a drill whose consul or nomad has no network namespace of its own. An etcd, which is in this process and
+	// has nobody to talk to, needs none.
 	RequireIsolation bool
 }
 

@@ -2,6 +2,7 @@ package pipeline_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -180,4 +181,48 @@ func FuzzDecode(f *testing.F) {
 			require.Equal(t, "hello", string(got))
 		}
 	})
+}
+
+func TestAheadGivesWhatItsReaderGives(t *testing.T) {
+	raw := text(newRand(t), 3<<20)
+	for name, r := range map[string]io.Reader{
+		"whole": bytes.NewReader(raw), "in small pieces": iotest.OneByteReader(bytes.NewReader(raw[:100_000])),
+		"its last bytes with the end": iotest.DataErrReader(bytes.NewReader(raw)),
+	} {
+		a := pipeline.Ahead(r)
+		got, err := io.ReadAll(a)
+		require.NoError(t, err, name)
+		assert.True(t, bytes.HasPrefix(raw, got) && len(got) >= 100_000, name)
+		require.NoError(t, a.Close())
+	}
+	broken := errors.New("broken")
+	a := pipeline.Ahead(io.MultiReader(bytes.NewReader(raw), iotest.ErrReader(broken)))
+	got, err := io.ReadAll(a)
+	require.ErrorIs(t, err, broken, "after all that came")
+	assert.Len(t, got, len(raw))
+	require.NoError(t, a.Close())
+
+	a = pipeline.Ahead(bytes.NewReader(raw)) // goleak sees whether it is read on
+	require.NoError(t, a.Close())
+	require.NoError(t, a.Close())
+}
+
+func TestTheRawDigestCanBeLeftToTheReader(t *testing.T) {
+	raw := text(newRand(t), 100_000)
+	stored, data := encode(t, raw, nil)
+	read := func(stored []byte) ([]byte, *pipeline.Decoder, error) {
+		d, err := pipeline.Decode(bytes.NewReader(stored), data, nil)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, d.Close()) })
+		d.LeaveRaw()
+		got, err := io.ReadAll(d)
+		return got, d, err
+	}
+	got, d, err := read(stored)
+	require.NoError(t, err)
+	require.NoError(t, d.CompareRaw(int64(len(got)), sha256.Sum256(got)))
+	require.ErrorIs(t, d.CompareRaw(int64(len(got)), sha256.Sum256(got[1:])), pipeline.ErrDamaged)
+	require.ErrorIs(t, d.CompareRaw(int64(len(got))-1, sha256.Sum256(got)), pipeline.ErrDamaged)
+	_, _, err = read(append(bytes.Clone(stored), 0))
+	require.ErrorIs(t, err, pipeline.ErrDamaged, "the stored digest is compared all the same")
 }

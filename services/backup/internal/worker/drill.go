@@ -26,7 +26,7 @@ type DrillOptions struct {
 	ConsulBinary, NomadBinary string
 	// Confine is a command of this program that runs throwaway.Confined, as [/path/lifeboat-backup confine]; empty: no namespace.
 	Confine []string
-	// RequireIsolation fails a drill whose throwaway server could not be given a network namespace of its own.
+	// RequireIsolation fails a drill whose consul or nomad could not be given a network namespace of its own. An etcd needs none.
 	RequireIsolation bool
 }
 

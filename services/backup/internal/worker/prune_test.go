@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -116,8 +117,10 @@ func (f *fleet) prune(ctx context.Context, p pruner) error {
 	if p.target != "" {
 		name = p.target
 	}
+	// No two jobs have the same place in the stream, and the jobs of two targets are two.
+	seq := uint64(crc32.ChecksumIEEE([]byte(name)))<<8 + uint64(p.job)
 	m := &bus.Message{
-		Subject: bus.JobSubject(config.WorkPrune, name), Seq: uint64(p.job + 1), Stored: time.Unix(1795000000, 0), Attempt: max(p.attempt, 1),
+		Subject: bus.JobSubject(config.WorkPrune, name), Seq: seq, Stored: time.Unix(1795000000, 0), Attempt: max(p.attempt, 1),
 	}
 	return worker.New(o).Handler(config.WorkPrune)(ctx, m)
 }

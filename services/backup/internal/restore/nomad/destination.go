@@ -171,8 +171,16 @@ func answered(err error) error {
 	if bad, ok := errors.AsType[api.UnexpectedResponseError](err); ok && bad.HasStatusCode() {
 		return &refusedError{bad.StatusCode(), oneLine(bad.Body())}
 	}
+	_, syntax := errors.AsType[*json.SyntaxError](err)
+	_, kind := errors.AsType[*json.UnmarshalTypeError](err)
+	if syntax || kind {
+		return errStrange // the decoder's words may hold a piece of what it read
+	}
 	return &unreachableError{err}
 }
+
+// errStrange is permanent: a server of something else would answer so again.
+var errStrange = errors.New("it answered, and not in Nomad's way: is that the address of a Nomad server?")
 
 // oneLine is what Nomad says, in a length that fits a plan.
 func oneLine(s string) string {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -14,6 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore/nomad"
 )
@@ -88,6 +91,26 @@ func testKilled(t *testing.T, data []byte) {
 	assert.Positive(t, got.summary.Same)
 	assert.Positive(t, got.summary.Created)
 	assert.Equal(t, want, comparables(t, dst.backup(t)))
+}
+
+// TestNoNomad has servers of something else at the address: that is said at once, and not taken for a server that is on its way.
+func TestNoNomad(t *testing.T) {
+	for name, answer := range map[string]string{
+		"a page": "<html>", "another's API": `"10.0.0.1:8300"`, "a list": "[]",
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				_, _ = io.WriteString(w, answer)
+			}))
+			t.Cleanup(srv.Close)
+			began := time.Now()
+			s, err := nomad.Restore(t.Context(), config.Nomad{Address: srv.URL}, opened(archive(t)), nomad.Selection{}, apply())
+			require.ErrorContains(t, err, "not in Nomad's way")
+			require.ErrorContains(t, err, srv.URL)
+			assert.Zero(t, s)
+			assert.Less(t, time.Since(began), 5*time.Second, "nobody waits for it")
+		})
+	}
 }
 
 // testCut ends the data too early, in many places, and says at the end that it is not what it should be.

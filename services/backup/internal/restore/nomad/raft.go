@@ -54,7 +54,7 @@ func (d *destination) sendRaft(ctx context.Context, open restore.Open) error {
 	if err != nil {
 		return fmt.Errorf("opening the operator snapshot again: %w", err)
 	}
-	defer data.Close() //nolint:errcheck // it was read only
+	defer data.Close()
 	body := restore.NewSending(raftsnap.NewReader(data), idle)
 	_, err = d.api.Operator().SnapshotRestore(body, (&api.WriteOptions{}).WithContext(sendCtx))
 	broke := body.End()
