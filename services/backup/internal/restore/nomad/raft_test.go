@@ -92,6 +92,10 @@ func TestRaft(t *testing.T) {
 			untouched(t)
 		})
 	}
+	t.Run("nobody is asked before it is proven", func(t *testing.T) {
+		nobody := config.Nomad{Address: "http://127.0.0.1:1"}
+		require.ErrorContains(t, nomad.RestoreRaft(t.Context(), nobody, inTurn(bad)), "reading the operator snapshot")
+	})
 	t.Run("rights", func(t *testing.T) {
 		_, err := dst.api.ACLPolicies().Upsert(&api.ACLPolicy{Name: "most", Rules: `namespace "*" { policy = "write" } operator { policy = "write" }`}, nil)
 		require.NoError(t, err)
