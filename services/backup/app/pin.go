@@ -19,8 +19,8 @@ func pinCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "pin target latest|oldest|id", Short: "Keep a snapshot whatever retention says, until it is unpinned",
 		Long: "pin writes a mark beside the snapshot: it needs the right to write to the bucket, and nothing else.",
-		Example: "  lifeboat snapshot pin etcd-prod 20261121T040000.123Z-1f2e3d4c --reason 'before the migration, INC-42'\n" +
-			"  lifeboat snapshot unpin etcd-prod 20261121T040000.123Z-1f2e3d4c",
+		Example: "  lifeboat snapshot pin etcd-prod 20261121T040000.123Z-42 --reason 'before the migration, INC-42'\n" +
+			"  lifeboat snapshot unpin etcd-prod 20261121T040000.123Z-42",
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if strings.TrimSpace(reason) == "" {
@@ -41,7 +41,7 @@ func unpinCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "unpin target latest|oldest|id", Short: "Give a snapshot back to retention",
 		Long:    "unpin takes a pin back. A record of who did it stays beside the snapshot.",
-		Example: "  lifeboat snapshot unpin etcd-prod 20261121T040000.123Z-1f2e3d4c --reason 'migration is done'",
+		Example: "  lifeboat snapshot unpin etcd-prod 20261121T040000.123Z-42 --reason 'migration is done'",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return r.mark(cmd, lifeboatv1.Mark_KIND_PIN, args[0], args[1], reason, false)

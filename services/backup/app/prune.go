@@ -36,7 +36,7 @@ func PruneCommand() *cobra.Command {
 			"looked why and confirms it with --confirm-shrink.",
 		Example: "  lifeboat prune etcd-prod --dry-run\n" +
 			"  lifeboat prune etcd-prod --wait\n" +
-			"  lifeboat prune etcd-prod --confirm-shrink 20261121T040000.123Z-1f2e3d4c --reason 'tenant-7 was moved, INC-42'",
+			"  lifeboat prune etcd-prod --confirm-shrink 20261121T040000.123Z-42 --reason 'tenant-7 was moved, INC-42'",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return f.do(cmd, args[0]) },
 	}

@@ -21,7 +21,7 @@ func showCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "show target [latest|oldest|id]", Short: "Show all that is known of a snapshot, and the commands that restore it",
 		Example: "  lifeboat snapshot show etcd-prod\n" +
-			"  lifeboat snapshot show etcd-prod 20261121T040000.123Z-1f2e3d4c\n" +
+			"  lifeboat snapshot show etcd-prod 20261121T040000.123Z-42\n" +
 			"  lifeboat snapshot show etcd-prod -o json | jq -r '.restoreCommands[]'",
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
