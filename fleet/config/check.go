@@ -61,6 +61,9 @@ func (cfg *Config) check() []problem {
 		}
 		seen[t.Name] = i
 		c.target(key, t)
+		if own := cfg.Encryption.IdentityFile; own != "" && t.Drill.Escrow.IdentityFile == own {
+			c.add(key+".drill.escrow.identity_file", "is encryption.identity_file itself: a drill with it proves nothing about another key")
+		}
 	}
 	for i, u := range cfg.Alertmanager.URLs {
 		c.url(fmt.Sprintf("alertmanager.urls[%d]", i), u, "http", "https")

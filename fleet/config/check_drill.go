@@ -13,6 +13,9 @@ const (
 	SnapshotRandom = "random"
 )
 
+// maxChecks keeps a report, which has each check, within what is read of one (maxDocument of the catalog).
+const maxChecks = 1000
+
 // drill checks what a target says about its drills. Its schedules are checked with the others.
 func (c *checker) drill(key string, t Target) {
 	d := t.Drill
@@ -38,6 +41,10 @@ func (c *checker) drill(key string, t Target) {
 	}
 	if d.Escrow.Schedule != "" && d.Escrow.IdentityFile == "" {
 		c.add(key+".escrow", "has a schedule and no identity_file to decrypt with")
+	}
+	if len(d.Checks) > maxChecks {
+		c.add(key+".checks", "has %d checks, and a report has room for %d", len(d.Checks), maxChecks)
+		return
 	}
 	for i, k := range d.Checks {
 		c.drillCheck(fmt.Sprintf("%s.checks[%d]", key, i), t, k)

@@ -44,6 +44,15 @@ func TestADrillsSettings(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// A drill with the worker's own key says nothing about the one in the safe.
+func TestAnEscrowKeyIsAnotherOne(t *testing.T) {
+	text := "encryption: {identity_file: own}\n" + drilled("etcd", "{escrow: {identity_file: KEY}}")
+	_, err := config.Parse("lifeboat.yaml", []byte(strings.Replace(text, "KEY", "other", 1)))
+	require.NoError(t, err)
+	_, err = config.Parse("lifeboat.yaml", []byte(strings.Replace(text, "KEY", "own", 1)))
+	require.ErrorContains(t, err, "targets[0].drill.escrow.identity_file: is encryption.identity_file itself")
+}
+
 func TestBadDrillSettingsNameTheirKey(t *testing.T) {
 	for name, c := range map[string]struct {
 		kind, drill string
@@ -72,6 +81,7 @@ func TestBadDrillSettingsNameTheirKey(t *testing.T) {
 		"a job in Consul":         {"consul", "{checks: [{job: web}]}", []string{"lifeboat.yaml:16:", "targets[1].drill.checks[0].job", "kind consul has no jobs"}},
 		"a key in Nomad":          {"nomad", "{checks: [{key: a}]}", []string{"lifeboat.yaml:18:", "targets[2].drill.checks[0].key", "kind nomad has no keys"}},
 		"a prefix in Nomad":       {"nomad", "{checks: [{prefix: a}]}", []string{"targets[2].drill.checks[0].prefix", "kind nomad has no keys"}},
+		"too many checks":         {"etcd", "{checks: [" + strings.Repeat("{key: a}, ", 1001) + "]}", []string{"targets[0].drill.checks", "has 1001 checks"}},
 		"an unknown setting":      {"etcd", "{checks: [{keys: a}]}", []string{"lifeboat.yaml:13:", "keys"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -184,7 +184,8 @@ type Drill struct {
 	// Timeout is the longest that a drill may take in all; 1h when empty.
 	Timeout time.Duration `yaml:"timeout"`
 	// MaxDiskMiB and MaxMemoryMiB are how much of the scratch folder and of memory a drill may use; 0 is no limit but what
-	// there is.
+	// there is. An etcd is restored in the worker's own process, all of whose growth counts: give drills with a budget of memory a
+	// worker of their own, with --roles drill --concurrency 1.
 	MaxDiskMiB   int64 `yaml:"max_disk_mib"`
 	MaxMemoryMiB int64 `yaml:"max_memory_mib"`
 	// Checks are what the user knows about the data.

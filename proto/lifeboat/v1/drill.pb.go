@@ -105,7 +105,7 @@ type DrillReport struct {
 	// What kept the throwaway server from reaching anything: "in process", "network namespace", or "configuration" where this
 	// machine lets the worker do no more.
 	Isolation string `protobuf:"bytes,20,opt,name=isolation,proto3" json:"isolation,omitempty"`
-	// Which identity decrypted: "worker", "escrow", or empty for a snapshot that is not encrypted.
+	// Which identity decrypted: "worker", "escrow", or empty for a worker's drill of a snapshot that is not encrypted.
 	Identity string `protobuf:"bytes,21,opt,name=identity,proto3" json:"identity,omitempty"`
 	// The longest that the target allows a restore to take; absent when it allows any.
 	MaxRto      *durationpb.Duration `protobuf:"bytes,22,opt,name=max_rto,json=maxRto,proto3" json:"max_rto,omitempty"`

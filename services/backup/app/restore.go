@@ -66,8 +66,11 @@ The snapshot is downloaded once, as it is stored, into a folder that only you ca
 manifest, and removed at the end. It is decrypted in memory. Only etcd's database has to lie in clear on the disk for a
 while: below --data-dir, or with --to in the working folder.
 
-Exit code 1 says that something was not restored; it is named on standard error. With --apply the outcome is recorded in the
-audit log when NATS answers.`
+A --prefix that no key of the snapshot begins with, or a --rename of what no selected key begins with, is an error before
+anything is written: it is most likely mistyped.
+
+Exit code 1 says that something was not restored, or of a plan that something would fail; --apply names it on standard error.
+With --apply the outcome is recorded in the audit log when NATS answers.`
 
 // RestoreCommand is `lifeboat restore`.
 func RestoreCommand() *cobra.Command {

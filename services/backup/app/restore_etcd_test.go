@@ -124,6 +124,19 @@ func TestRestoreEtcdKeyByKey(t *testing.T) {
 	_, errs, code = l.restores(t, with("--apply", "--rename", "/registry/=/old/")...)
 	assert.Zero(t, code, errs)
 	assert.Equal(t, keys["/registry/secrets/app-003"], etcdKeys(t, c)["/old/secrets/app-003"])
+
+	// A plan of what cannot be done is no success: two keys would come to one name.
+	clash := []string{"--rename", "/registry/secrets/app-000=/new", "--rename", "/registry/secrets/app-001=/new"}
+	out, errs, code = l.restores(t, with(clash...)...)
+	assert.Equal(t, service.ExitFailed, code)
+	assert.Contains(t, out, "2 would fail")
+	assert.Contains(t, errs, "2 would fail for the reasons above: mend those first")
+	out, _, code = l.restores(t, with(append(clash, "--output", "json")...)...)
+	assert.Equal(t, service.ExitFailed, code)
+	assert.False(t, parse(t, out).Complete)
+	_, errs, code = l.restores(t, with("--prefix", "/registry/none/")...)
+	assert.Equal(t, service.ExitFailed, code)
+	assert.Contains(t, errs, `no key begins with the prefix "/registry/none/"`)
 }
 
 // Names are whatever bytes their owners chose.

@@ -228,14 +228,17 @@ func (r *restoration) explain(ctx context.Context, s restore.Summary, err error)
 		return r.refused(s, err)
 	case errors.Is(err, pipeline.ErrNoIdentity), isDamage(err) && s.Created+s.Changed == 0:
 		return r.unreadable(err)
+	case errors.Is(err, restore.ErrNothingSelected):
+		return fmt.Errorf("nothing was restored: %w (snapshot %s)\nsee what keys it has with a plan of all of it: --all, without --prefix and --rename",
+			err, r.manifest.GetId())
 	case err != nil && r.flags.apply && s.Created+s.Changed > 0:
 		return fmt.Errorf("%w\n%s; run the same command again to go on", err, done(s))
 	case err != nil:
 		return fmt.Errorf("restoring %s into %s: %w", r.target.Name, r.where(), err)
-	case len(r.flags.prefixes) > 0 && s.Restored()+s.Left() == 0:
-		return fmt.Errorf("nothing was restored: no key of %s begins with %s", r.manifest.GetId(), strings.Join(r.flags.prefixes, " or "))
 	case r.flags.apply:
 		return r.notRestored(s)
+	case s.Failed > 0:
+		return wouldFail(s)
 	}
 	return nil
 }
@@ -271,6 +274,15 @@ func (r *restoration) refused(s restore.Summary, err error) error {
 // done says what was written so far.
 func done(s restore.Summary) string {
 	return fmt.Sprintf("%d created and %d changed so far", s.Created, s.Changed)
+}
+
+// wouldFail is the error of a plan with something that no --apply can restore as it is.
+func wouldFail(s restore.Summary) error {
+	err := fmt.Errorf("%d would fail for the reasons above: mend those first", s.Failed)
+	if s.Created+s.Changed > 0 {
+		err = fmt.Errorf("%w; --apply does the rest", err)
+	}
+	return err
 }
 
 // notRestored is the error of a restore that left something out.

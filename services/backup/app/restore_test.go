@@ -197,8 +197,17 @@ func TestRestoreConsul(t *testing.T) {
 	for _, mode := range []string{"--plan", "--apply"} {
 		_, errs, code = l.restores(t, with(mode, "--prefix", "confg/")...)
 		assert.Equal(t, service.ExitFailed, code)
-		assert.Contains(t, errs, "nothing was restored: no key of "+m.GetId()+" begins with confg/")
+		assert.Contains(t, errs, "nothing was restored: ")
+		assert.Contains(t, errs, `no key begins with the prefix "confg/" (snapshot `+m.GetId()+")")
 	}
+
+	// Nor does a mistyped rename bring keys back under the names that they have.
+	request(t, http.MethodPut, c.Address+"/v1/kv/config/a", "newer")
+	_, errs, code = l.restores(t, with("--apply", "--force", "--rename", "confg/=old/")...)
+	assert.Equal(t, service.ExitFailed, code)
+	assert.Contains(t, errs, `nothing was restored: a part of the selection fits nothing in the snapshot: no selected key begins with "confg/"`)
+	assert.NotContains(t, errs, "so far")
+	assert.Equal(t, "newer", keysOf(t, c.Address)["config/a"])
 
 	// Under another name.
 	_, errs, code = l.restores(t, with("--apply", "--prefix", "config/", "--rename", "config/=old/config/")...)

@@ -230,8 +230,6 @@ func (v *restoreView) next(s restore.Summary) {
 	case f.apply:
 	case s.Differs > 0 && !f.force:
 		v.printf("do it with --apply; what differs may be newer at the destination and is left, unless --force\n")
-	case s.Created+s.Changed == 0 && s.Failed > 0:
-		v.printf("nothing can be done before what would fail is mended, for the reasons above\n")
 	case s.Created+s.Changed == 0:
 		v.printf("nothing is to be done\n")
 	case f.force || f.part == formatRaft:

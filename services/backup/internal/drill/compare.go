@@ -37,10 +37,18 @@ func (r *run) incomparable(what, got, why string) {
 	r.note(&lifeboatv1.Comparison{What: what, Got: got, Ok: true, NotComparable: why})
 }
 
+// account notes that something was compared with what the source said of itself.
+func (r *run) account() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.accounted++
+}
+
 // count compares with one of the manifest's counts, and keeps the number for the user's checks.
 func (r *run) count(name string, got int64) {
 	r.keep(name, got)
 	if want, known := r.in.Manifest.GetSource().GetCounts()[name]; known {
+		r.account()
 		r.number(name, want, got)
 		return
 	}
@@ -64,6 +72,9 @@ func (r *run) missing(what string) string {
 	return ""
 }
 
+// whatRTO is the name of that comparison.
+const whatRTO = "rto"
+
 // rto compares the time that the restore took with what the target allows.
 func (r *run) rto() {
 	most := r.in.Target.Drill.MaxRTO
@@ -72,11 +83,15 @@ func (r *run) rto() {
 	}
 	took := r.report.GetRto().AsDuration()
 	r.note(&lifeboatv1.Comparison{
-		What: "rto", Want: "at most " + most.String(), Got: took.Round(time.Millisecond).String(), Ok: took <= most,
+		What: whatRTO, Want: "at most " + most.String(), Got: took.Round(time.Millisecond).String(), Ok: took <= most,
 	})
 }
 
-// verdict is the error of the comparisons: nil when all that could be compared is equal and every check holds.
+// errUnproven is why a drill fails that has found nothing wrong.
+var errUnproven = errors.New("nothing of the restored data could be compared with what the source said: the manifest does not say anything " +
+	"that can be")
+
+// verdict is the error of the comparisons: nil when something could be compared, all of that is equal, and every check holds.
 func (r *run) verdict() error {
 	compared := differences(r.report.GetComparisons(), false)
 	checked := differences(r.report.GetComparisons(), true)
@@ -92,6 +107,8 @@ func (r *run) verdict() error {
 		return &fault{phaseCompare, errors.New(strings.Join(text, "; "))}
 	case len(checked) > 0:
 		return &fault{phaseCheck, errors.New(text[0])}
+	case r.accounted == 0:
+		return &fault{phaseCompare, errUnproven}
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
@@ -46,13 +47,15 @@ func (d consulData) value(ctx context.Context, key string) (v []byte, known bool
 }
 
 func (d consulData) under(ctx context.Context, prefix string) (n int64, err error) {
-	path := "/v1/kv/" + (&url.URL{Path: prefix}).EscapedPath() + "?keys&consistent"
+	// Consul cleans what stands in a path as if it were a file's, so that only a part of the prefix may be asked for.
+	asked := consulkv.CommonPrefix([]string{prefix})
+	path := "/v1/kv/" + (&url.URL{Path: asked}).EscapedPath() + "?keys&consistent"
 	err = d.ask(ctx, http.MethodGet, path, nil, func(resp *http.Response) error {
 		switch resp.StatusCode {
 		case http.StatusNotFound: // so it says that there is none
 			return nil
 		case http.StatusOK:
-			n, err = countTexts(resp.Body)
+			n, err = countTexts(resp.Body, prefix)
 			return err
 		}
 		return source.NewStatusError(resp)
@@ -60,15 +63,19 @@ func (d consulData) under(ctx context.Context, prefix string) (n int64, err erro
 	return n, err
 }
 
-// countTexts counts the elements of a list of texts.
-func countTexts(r io.Reader) (n int64, err error) {
+// countTexts counts the elements of a list of texts that begin with a prefix.
+func countTexts(r io.Reader, prefix string) (n int64, err error) {
 	dec := json.NewDecoder(r)
 	if _, err = dec.Token(); err != nil {
 		return 0, err
 	}
-	for ; dec.More(); n++ {
-		if _, err = dec.Token(); err != nil {
-			return 0, err
+	for dec.More() {
+		t, terr := dec.Token()
+		if terr != nil {
+			return 0, terr
+		}
+		if key, ok := t.(string); ok && strings.HasPrefix(key, prefix) {
+			n++
 		}
 	}
 	_, err = dec.Token()

@@ -153,6 +153,8 @@ type run struct {
 	fetching time.Time
 	// found is what was counted in the restored data, by the manifest's names.
 	found map[string]int64
+	// accounted is how many of the source's own statements the restored data was compared with.
+	accounted int
 }
 
 func newRun(in Input) *run {
@@ -168,7 +170,7 @@ func newRun(in Input) *run {
 	if m == nil {
 		r.report.Kind = kindOf(in.Target)
 	}
-	if len(m.GetData().GetRecipients()) > 0 {
+	if len(m.GetData().GetRecipients()) > 0 || in.Identity == IdentityEscrow {
 		r.report.Identity = in.Identity
 	}
 	if drill.MaxRTO > 0 {
@@ -186,6 +188,7 @@ func (r *run) end(err error) {
 	slices.SortStableFunc(rep.Phases, func(a, b *lifeboatv1.Phase) int {
 		return cmp.Compare(a.GetBegan().AsDuration(), b.GetBegan().AsDuration())
 	})
+	rep.Phases = oneStop(rep.GetPhases())
 	rep.FinishedAt = timestamppb.New(r.in.Clock())
 	rep.Passed = err == nil
 	if err != nil {
@@ -195,6 +198,27 @@ func (r *run) end(err error) {
 		}
 	}
 	rep.Summary = summary(rep, err)
+}
+
+// oneStop makes one phase of all that was stopped: each server, and the folder. It ends when the last of them did.
+func oneStop(all []*lifeboatv1.Phase) []*lifeboatv1.Phase {
+	var took, ended time.Duration
+	stopped := false
+	rest := slices.DeleteFunc(all, func(p *lifeboatv1.Phase) bool {
+		if p.GetName() != phaseStop {
+			return false
+		}
+		stopped = true
+		took += p.GetTook().AsDuration()
+		ended = max(ended, p.GetBegan().AsDuration()+p.GetTook().AsDuration())
+		return true
+	})
+	if !stopped {
+		return rest
+	}
+	return append(rest, &lifeboatv1.Phase{
+		Name: phaseStop, Took: durationpb.New(took), Began: durationpb.New(ended - took),
+	})
 }
 
 // fault is what a drill fails with: the phase, and the cause.

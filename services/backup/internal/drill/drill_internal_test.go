@@ -3,12 +3,18 @@ package drill
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore"
 )
 
 func TestMergeKV(t *testing.T) {
@@ -106,6 +112,69 @@ func TestCutKeepsText(t *testing.T) {
 	for n := range 20 {
 		assert.True(t, utf8.ValidString(cut("aü漢字\xf0\x9f\x98\x80 and more", n)))
 	}
+}
+
+// Whatever is stopped, and whenever, is one phase of a report, which ends when the last of it did.
+func TestOneStop(t *testing.T) {
+	t.Parallel()
+	span := func(name string, began, took time.Duration) *lifeboatv1.Phase {
+		return &lifeboatv1.Phase{Name: name, Began: durationpb.New(began), Took: durationpb.New(took)}
+	}
+	var got []string
+	for _, p := range oneStop([]*lifeboatv1.Phase{
+		span("compare", 0, 1), span("stop", 1, 2), span("compare", 3, 4), span("stop", 7, 1), span("stop", 8, 2),
+	}) {
+		got = append(got, fmt.Sprintf("%s %d+%d", p.GetName(), p.GetBegan().AsDuration(), p.GetTook().AsDuration()))
+	}
+	assert.Equal(t, []string{"compare 0+1", "compare 3+4", "stop 5+5"}, got)
+	assert.Len(t, oneStop([]*lifeboatv1.Phase{span("manifest", 0, 1)}), 1)
+}
+
+// A restore in which everything fails does not keep all of it.
+func TestFailuresAreFew(t *testing.T) {
+	t.Parallel()
+	var f failures
+	require.NoError(t, f.err())
+	for i := range 3 * maxNamed {
+		f.item(restore.Item{Kind: "key", Name: fmt.Sprint(i), Action: restore.Failed, Err: io.EOF})
+	}
+	assert.Len(t, f.named, maxNamed)
+	require.ErrorContains(t, f.err(), "30 things could not be restored: key \"0\": EOF")
+	assert.ErrorContains(t, f.err(), "; and 20 more")
+}
+
+// What a restore leaves out is in the report, each reason once; jobs of which none is left prove nothing.
+func TestLeftOut(t *testing.T) {
+	t.Parallel()
+	m := &lifeboatv1.Manifest{Source: &lifeboatv1.SourceInfo{Counts: map[string]int64{"jobs": 2, "namespaces": 1}}}
+	d := &nomadDrill{run: newRun(Input{Manifest: m, Clock: time.Now}), skipped: map[string]*skipped{}}
+	for _, i := range []restore.Item{
+		{Kind: "job", Name: "a", Detail: "it is a multiregion job"},
+		{Kind: "job", Name: "b", Detail: "another job started it"},
+		{Kind: "ACL token", Name: "t", Detail: "its secret is in no snapshot: make it from t.json"},
+		{Kind: "ACL token", Name: "u", Detail: "its secret is in no snapshot: make it from u.json"},
+		{Kind: "file", Name: "later/", Detail: "unknown files: 3"},
+	} {
+		d.skip(i)
+	}
+	want := inventory{
+		files:  map[string]thing{"namespaces/default.json": {kind: "namespaces"}, "jobs/default/a/job.json": {kind: "jobs"}},
+		counts: map[string]int64{"jobs": 2, "namespaces": 1, "acl_tokens": 2},
+	}
+	got := inventory{files: map[string]thing{"namespaces/default.json": {kind: "namespaces"}}}
+	for _, name := range kindsCompared() {
+		d.compareKind(name, want, got)
+	}
+	d.leftOut()
+	said := map[string]string{}
+	for _, c := range d.report.GetComparisons() {
+		said[c.GetWhat()] = strings.TrimSpace(c.GetGot() + " " + c.GetNotComparable())
+	}
+	assert.Equal(t, map[string]string{
+		"namespaces": "1", "jobs that can be restored": "0", "jobs left out": "2 it is a multiregion job; another job started it",
+		"acl_tokens left out": "2 its secret is in no snapshot", "file left out": "later/ unknown files",
+	}, said)
+	require.ErrorContains(t, d.verdict(), "jobs that can be restored is 0 and should be at least 1")
 }
 
 func FuzzMergeKV(f *testing.F) {

@@ -161,6 +161,7 @@ func (d *etcdDrill) compare(ctx context.Context, srv *throwaway.Etcd) error {
 	src, rev := d.in.Manifest.GetSource(), d.revision()
 	d.rto()
 	if rev > 0 {
+		d.account()
 		d.number("revision", rev, srv.Revision())
 	} else {
 		d.incomparable("revision", strconv.FormatInt(srv.Revision(), 10), "the manifest does not say"+d.missing("revision"))
@@ -220,6 +221,7 @@ func (d *etcdDrill) compareHash(want *lifeboatv1.HashKV, hash mvcc.KeyValueHash)
 		d.incomparable(what, got, fmt.Sprintf("the source was compacted at %d when it was asked, and the snapshot at %d",
 			want.GetCompactRevision(), hash.CompactRevision))
 	default:
+		d.account()
 		d.equal(what, strconv.FormatUint(uint64(want.GetHash()), 10), got)
 	}
 }

@@ -18,8 +18,8 @@ type etcdData struct {
 }
 
 func (d etcdData) at() int64 {
-	if d.revision == 0 { // a manifest that does not say
-		return d.server.Revision()
+	if now := d.server.Revision(); d.revision == 0 || d.revision > now { // a manifest that does not say, or says what is not so
+		return now
 	}
 	return d.revision
 }

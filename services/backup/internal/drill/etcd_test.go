@@ -91,7 +91,7 @@ func TestEtcd(t *testing.T) {
 	t.Run("leftovers", func(t *testing.T) { testLeftovers(t, s) })
 	t.Run("no room", func(t *testing.T) {
 		in := s.change(t, func(m *lifeboatv1.Manifest) { m.Data.Raw.Bytes = 1 << 55 }).input(t)
-		requireFailed(t, in, "prepare", "a drill needs ", "are free", "--scratch-dir")
+		requireFailed(t, in, "prepare", " bytes are needed in the scratch folder", "are free", "--scratch-dir")
 	})
 	t.Run("no folder", func(t *testing.T) {
 		in := s.input(t)
@@ -117,7 +117,7 @@ func testPasses(t *testing.T, s *shelf) {
 	assert.Positive(t, rep.GetRto().AsDuration())
 	assert.Positive(t, rep.GetUsage().GetDiskBytes())
 	assert.False(t, rep.GetFinishedAt().AsTime().Before(rep.GetStartedAt().AsTime()))
-	assert.Equal(t, []string{"manifest", "prepare", "fetch", "decrypt", "restore", "start", "compare", "stop", "stop"}, phases(rep))
+	assert.Equal(t, []string{"manifest", "prepare", "fetch", "decrypt", "restore", "start", "compare", "stop"}, phases(rep))
 	var last time.Duration
 	whole := rep.GetFinishedAt().AsTime().Sub(rep.GetStartedAt().AsTime())
 	for _, p := range rep.GetPhases() {
@@ -132,8 +132,8 @@ func testPasses(t *testing.T, s *shelf) {
 	}
 	assert.NotContains(t, got["hash_kv"], "not comparable")
 	assert.Contains(t, got["rto"], "at most 1h0m0s=")
-	assert.Contains(t, rep.GetSummary(), "passed: a throwaway etcd server (in the worker's process) answered with all of the data after ")
-	assert.Contains(t, rep.GetSummary(), "Equal to the manifest: rto, revision, revisions, keys")
+	assert.Contains(t, rep.GetSummary(), "passed: a throwaway etcd server (in the worker's process) ran with the restored data after ")
+	assert.Contains(t, rep.GetSummary(), "Equal to the manifest: revision, revisions, keys")
 	assert.NotContains(t, rep.GetSummary(), "What to do")
 }
 
@@ -151,8 +151,9 @@ func testDiffers(t *testing.T, s *shelf) {
 		"auth_enabled": func(s *lifeboatv1.SourceInfo) { s.Counts["auth_enabled"] = 1 },
 	} {
 		t.Run(what, func(t *testing.T) {
-			rep := requireFailed(t, s.change(t, func(m *lifeboatv1.Manifest) { change(m.Source) }).input(t),
-				"compare", "the restored data differs: "+what+" is ")
+			in := s.change(t, func(m *lifeboatv1.Manifest) { change(m.Source) }).input(t)
+			in.Target.Drill.Checks = []config.Check{{Key: "none"}} // which is asked for at a revision that is there
+			rep := requireFailed(t, in, "compare", "the restored data differs: "+what+" is ", `key "none" is missing`)
 			assert.Equal(t, lifeboatv1.DrillReport_LEVEL_RESTORED, rep.GetLevel(), "it was restored, and is wrong")
 			assert.Contains(t, rep.GetSummary(), "failed in the phase compare: the restored data differs")
 		})
@@ -175,6 +176,12 @@ func testNotComparable(t *testing.T, s *shelf) {
 	assert.Contains(t, why["keys"], "permission denied")
 	assert.Contains(t, why["leases"], "the manifest does not say")
 	assert.Contains(t, rep.GetSummary(), "Could not be compared: revisions (the manifest does not say); keys (")
+
+	// Where nothing at all can be compared, nothing was proven.
+	silent := s.change(t, func(m *lifeboatv1.Manifest) { m.Source = nil }).input(t)
+	silent.Target.Drill.Checks = []config.Check{{Count: "keys", Min: 1}}
+	rep = requireFailed(t, silent, "compare", "nothing of the restored data could be compared")
+	assert.Contains(t, rep.GetSummary(), "take a fresh snapshot")
 }
 
 // sealed puts the right checksum behind wrong data.

@@ -160,9 +160,11 @@ func TestWrongKey(t *testing.T) {
 	clear.manifest.Data.Stored = encoded.Stored()
 	in = clear.input(t)
 	in.Identity, in.Identities = drill.IdentityEscrow, nil
-	rep = requirePassed(t, in)
-	assert.Empty(t, rep.GetIdentity())
-	assert.Contains(t, rep.GetSummary(), "no key was proven")
+	rep = requireFailed(t, in, "decrypt", "the snapshot is not encrypted, so that no key can be proven by it")
+	assert.Equal(t, "escrow", rep.GetIdentity(), "which key it was about")
+	assert.Contains(t, rep.GetSummary(), "encryption.recipients")
+	in.Identity = drill.IdentityWorker
+	assert.Empty(t, requirePassed(t, in).GetIdentity())
 
 	for _, text := range []string{s.identity.String(), other.String()} {
 		assert.NotContains(t, rep.String(), text)

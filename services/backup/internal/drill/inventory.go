@@ -147,8 +147,8 @@ func kindOfJobFile(parts []string) string {
 	return "versions"
 }
 
-// account reads a raft snapshot to its end and compares what it says of itself with what its source said.
-func (r *run) account(file string, part *lifeboatv1.Data, name string) error {
+// archive reads a raft snapshot to its end and compares what it says of itself with what its source said.
+func (r *run) archive(file string, part *lifeboatv1.Data, name string) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return err

@@ -3,9 +3,11 @@ package drill
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
@@ -44,8 +46,19 @@ type nomadDrill struct {
 // skipped is what was left out of one kind on purpose.
 type skipped struct {
 	n     int64
-	why   string
+	why   []string // each reason once, the first few
 	names map[string]bool
+}
+
+// maxReasons is how many reasons are told for one kind.
+const maxReasons = 3
+
+// reasons are why it was left out.
+func (s *skipped) reasons() string {
+	if len(s.why) > maxReasons {
+		return strings.Join(s.why[:maxReasons], "; ") + "; and other reasons"
+	}
+	return strings.Join(s.why, "; ")
 }
 
 // titles are how a restore calls what the manifest counts.
@@ -76,8 +89,12 @@ func (d *nomadDrill) restore(ctx context.Context, dest config.Nomad) error {
 func (d *nomadDrill) skip(i restore.Item) {
 	s := d.skipped[i.Kind]
 	if s == nil {
-		s = &skipped{why: i.Detail, names: map[string]bool{}}
+		s = &skipped{names: map[string]bool{}}
 		d.skipped[i.Kind] = s
+	}
+	// What follows is what to do about this very thing, which whoever restores is told.
+	if why, _, _ := strings.Cut(i.Detail, ": "); len(s.why) <= maxReasons && !slices.Contains(s.why, why) {
+		s.why = append(s.why, why)
 	}
 	s.n++
 	s.names[i.Name] = true
@@ -93,6 +110,7 @@ func (d *nomadDrill) compare(ctx context.Context, dest config.Nomad) error {
 	for _, name := range kindsCompared() {
 		d.compareKind(name, want, got)
 	}
+	d.leftOut()
 	d.compareFields(want, got)
 	if err = d.comparePlans(ctx, dest); err != nil {
 		return err
@@ -128,12 +146,29 @@ func (d *nomadDrill) compareKind(name string, want, got inventory) {
 			d.incomparable(name, strconv.FormatInt(want.counts[name], 10)+" in the archive", "a restored job begins a new history")
 		}
 	case left != nil:
+		if !known {
+			said = want.counts[name]
+		}
+		if name == "jobs" && left.n == said {
+			// It is jobs that a region is for, and none was restored.
+			d.note(&lifeboatv1.Comparison{What: "jobs that can be restored", Want: atLeastText(1), Got: "0"})
+		}
 		if said != left.n || there != 0 {
 			d.number(name+" that can be restored", said-left.n, there)
 		}
-		d.incomparable(name+" left out", strconv.FormatInt(left.n, 10), left.why)
+		d.incomparable(name+" left out", strconv.FormatInt(left.n, 10), left.reasons())
 	default:
 		d.count(name, there)
+	}
+}
+
+// leftOut tells of what was left out of kinds that nobody counts.
+func (d *nomadDrill) leftOut() {
+	counted := slices.Collect(maps.Values(titles()))
+	for _, kind := range slices.Sorted(maps.Keys(d.skipped)) {
+		if left := d.skipped[kind]; !slices.Contains(counted, kind) {
+			d.incomparable(kind+" left out", strings.Join(capped(slices.Sorted(maps.Keys(left.names))), ", "), left.reasons())
+		}
 	}
 }
 
@@ -185,7 +220,7 @@ func (d *nomadDrill) operator(ctx context.Context, s *scratch, part *lifeboatv1.
 		return err
 	}
 	return d.phase(ctx, phaseCompare, func() error {
-		if err := d.account(file, part, "operator snapshot"); err != nil {
+		if err := d.archive(file, part, "operator snapshot"); err != nil {
 			return err
 		}
 		d.incomparable("operator snapshot: its restore", "read to its end", "it restores only as a whole, with `nomad operator snapshot restore`")

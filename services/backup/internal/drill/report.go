@@ -18,11 +18,7 @@ func summary(rep *lifeboatv1.DrillReport, failure error) string {
 	var s []string
 	add := func(format string, args ...any) { s = append(s, fmt.Sprintf(format, args...)) }
 	about := fmt.Sprintf("The drill of snapshot %s of %s", rep.GetSnapshotId(), rep.GetTarget())
-	restored := "nothing was restored"
-	if rep.GetLevel() == lifeboatv1.DrillReport_LEVEL_RESTORED {
-		restored = fmt.Sprintf("a throwaway %s server%s answered with all of the data after %s%s", kindName(rep.GetKind()),
-			isolated(rep.GetIsolation()), rough(rep.GetRto().AsDuration()), allowed(rep))
-	}
+	restored := reached(rep)
 	if rep.GetPassed() {
 		add("%s passed: %s.", about, restored)
 	} else {
@@ -48,6 +44,18 @@ func summary(rep *lifeboatv1.DrillReport, failure error) string {
 		add("Could not be compared: %s.", strings.Join(capped(skipped), "; "))
 	}
 	return cut(strings.Join(s, "\n"), maxSummary)
+}
+
+// reached is how far the restore went.
+func reached(rep *lifeboatv1.DrillReport) string {
+	switch phase := rep.GetFailedPhase(); {
+	case rep.GetLevel() == lifeboatv1.DrillReport_LEVEL_RESTORED:
+		return fmt.Sprintf("a throwaway %s server%s ran with the restored data after %s%s", kindName(rep.GetKind()),
+			isolated(rep.GetIsolation()), rough(rep.GetRto().AsDuration()), allowed(rep))
+	case phase == phaseRestore, phase == phaseStart:
+		return "no throwaway server ran with the restored data"
+	}
+	return "nothing was restored"
 }
 
 // maxSummary bounds a summary, of which a failure is a part.
@@ -89,7 +97,7 @@ func compared(rep *lifeboatv1.DrillReport) (equal []string, held int, skipped []
 			skipped = append(skipped, fmt.Sprintf("%s (%s)", c.GetWhat(), c.GetNotComparable()))
 		case c.GetOk() && c.GetCheck():
 			held++
-		case c.GetOk() && c.GetWant() != "0": // that there was none is no news
+		case c.GetOk() && c.GetWant() != "0" && c.GetWhat() != whatRTO: // that there was none is no news, and no manifest has an RTO
 			equal = append(equal, c.GetWhat())
 		}
 	}
@@ -134,6 +142,10 @@ func adviceOnMeans(failure error, again string) string {
 			"then run " + again
 	case errors.Is(failure, throwaway.ErrDiskFull), errors.Is(failure, syscall.ENOSPC):
 		return "free some disk, or give the worker a larger --scratch-dir, then run " + again
+	case errors.Is(failure, errUnproven):
+		return "take a fresh snapshot and drill that; if its manifest does not say more, lifeboat snapshot show tells what its source could not tell"
+	case errors.Is(failure, errInClear):
+		return "see that encryption.recipients holds the escrow recipient, take a fresh snapshot, and drill that one: " + again + " --identity escrow"
 	case errors.Is(failure, throwaway.ErrNoBinary):
 		return "install the server on every drill worker, then run " + again
 	}

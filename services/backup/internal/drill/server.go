@@ -76,8 +76,11 @@ func fromFile(file string) restore.Open {
 	return func(context.Context) (io.ReadCloser, error) { return os.Open(file) }
 }
 
-// failures collects what a restore could not bring back.
-type failures struct{ named []string }
+// failures collects what a restore could not bring back: the first few by name, and how many there are.
+type failures struct {
+	named []string
+	n     int
+}
 
 func (f *failures) item(i restore.Item) {
 	switch i.Action {
@@ -90,14 +93,22 @@ func (f *failures) item(i restore.Item) {
 	}
 }
 
-func (f *failures) add(text string) { f.named = append(f.named, short(text)) }
+func (f *failures) add(text string) {
+	if f.n++; f.n <= maxNamed {
+		f.named = append(f.named, short(text))
+	}
+}
 
 // err is nil when nothing failed.
 func (f *failures) err() error {
-	if len(f.named) == 0 {
+	if f.n == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d things could not be restored: %s", len(f.named), strings.Join(capped(f.named), "; "))
+	more := ""
+	if f.n > maxNamed {
+		more = fmt.Sprintf("; and %d more", f.n-maxNamed)
+	}
+	return fmt.Errorf("%d things could not be restored: %s%s", f.n, strings.Join(f.named, "; "), more)
 }
 
 // secretFile is a token's file, as the configuration has it.

@@ -127,6 +127,10 @@ func TestConsulPrefixes(t *testing.T) {
 		{Key: "config/"},
 		{Prefix: "config/", Min: 5},
 		{Prefix: "other/"},
+		// Consul takes what stands in a path for another one.
+		{Prefix: "config/a//", Min: 1},
+		{Prefix: "config/..", Min: 1},
+		{Prefix: "config/ü/%2F", Min: 1},
 	}
 	rep := requirePassed(t, s.input(t))
 	got := found(rep)
@@ -139,8 +143,9 @@ func TestConsulPrefixes(t *testing.T) {
 	}
 	assert.Contains(t, got, "raft snapshot: keys")
 
-	s.target.Drill.Checks = []config.Check{{Key: "zzz"}, {Prefix: "zz"}}
-	requireFailed(t, s.input(t), "check", `key "zzz" is missing`, `the number of keys under "zz" is 0`)
+	s.target.Drill.Checks = []config.Check{{Key: "zzz"}, {Prefix: "zz"}, {Prefix: "config//"}, {Prefix: "config/./"}}
+	requireFailed(t, s.input(t), "check", `key "zzz" is missing`, `the number of keys under "zz" is 0`,
+		`the number of keys under "config//" is 0`, `the number of keys under "config/./" is 0`)
 }
 
 func testConsulPasses(t *testing.T, s *shelf) {

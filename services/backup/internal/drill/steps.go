@@ -13,10 +13,16 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/throwaway"
 )
 
+// errInClear is why a drill with the escrow identity fails although the data may be right: it is there to prove a key.
+var errInClear = errors.New("the snapshot is not encrypted, so that no key can be proven by it")
+
 // run is the whole drill, in its order.
 func (r *run) run(ctx context.Context) (err error) {
 	if err = r.phase(ctx, phaseManifest, r.manifest); err != nil {
 		return err
+	}
+	if r.in.Identity == IdentityEscrow && len(r.in.Manifest.GetData().GetRecipients()) == 0 {
+		return &fault{phaseDecrypt, errInClear}
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -32,9 +38,6 @@ func (r *run) run(ctx context.Context) (err error) {
 			err = &fault{phaseStop, over}
 		}
 	}()
-	if r.in.Identity == IdentityEscrow && r.report.GetIdentity() == "" {
-		r.incomparable("escrow identity", "not needed", "the snapshot is not encrypted, so no key was proven")
-	}
 	switch r.in.Manifest.GetKind() {
 	case lifeboatv1.Kind_KIND_ETCD:
 		err = r.etcd(ctx, s)

@@ -15,6 +15,7 @@ type Sending struct {
 
 	mu  sync.Mutex
 	r   io.Reader // nil once it has to be let alone
+	all bool      // it was read to its end
 	err error     // of reading it
 }
 
@@ -33,10 +34,19 @@ func (s *Sending) Read(p []byte) (int, error) {
 	switch {
 	case err == nil:
 		s.idle.Begin()
-	case !errors.Is(err, io.EOF):
+	case errors.Is(err, io.EOF):
+		s.all = true
+	default:
 		s.err = err
 	}
 	return n, err
+}
+
+// All says whether the transport took all of it, so that the destination may have it whole. Before that, it lacks the end.
+func (s *Sending) All() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all
 }
 
 // End takes the reader away, and says what went wrong with it.

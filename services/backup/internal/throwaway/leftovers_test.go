@@ -121,3 +121,56 @@ func TestNextDrillEndsProcesses(t *testing.T) {
 	_, err = identify(cmds[1].Process.Pid)
 	require.NoError(t, err, "a process that is not on the list lives on")
 }
+
+// TestNextDrillRemovesWhatWasNeverLocked: a process can be killed before it has locked its folder.
+func TestNextDrillRemovesWhatWasNeverLocked(t *testing.T) {
+	parent := t.TempDir()
+	old, fresh, held := filepath.Join(parent, newPrefix+"1"), filepath.Join(parent, newPrefix+"2"), filepath.Join(parent, newPrefix+"3")
+	long := time.Now().Add(-2 * lockedWithin)
+	for _, dir := range []string{old, fresh, held} {
+		require.NoError(t, os.Mkdir(dir, 0o700))
+	}
+	require.NoError(t, os.Chtimes(old, long, long))
+	require.NoError(t, os.Chtimes(held, long, long))
+	lock, err := tryLock(held)
+	require.NoError(t, err)
+	defer lock.Close()
+	next, err := NewScratch(parent)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, next.Remove()) }()
+	assert.NoDirExists(t, old)
+	assert.DirExists(t, fresh, "somebody is about to lock it")
+	assert.DirExists(t, held, "somebody has locked it")
+}
+
+// TestNextDrillLeavesOthersAlone: a folder of another user's may name any process, and what is in it is not looked at.
+func TestNextDrillLeavesOthersAlone(t *testing.T) {
+	if os.Geteuid() != 0 { // only root can give a folder away
+		assert.False(t, own("/"))
+		return
+	}
+	parent := t.TempDir()
+	cmd := exec.Command(os.Args[0], "allocate")
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	defer in.Close()
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines(t, out)
+	defer func() {
+		require.NoError(t, cmd.Process.Kill())
+		require.Error(t, cmd.Wait())
+	}()
+	theirs := filepath.Join(parent, scratchPrefix+"theirs")
+	require.NoError(t, os.Mkdir(theirs, 0o700))
+	require.NoError(t, (&Scratch{dir: theirs}).record(cmd.Process.Pid))
+	require.NoError(t, os.Chown(theirs, 4711, 4711))
+
+	next, err := NewScratch(parent)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, next.Remove()) }()
+	assert.DirExists(t, theirs)
+	_, err = identify(cmd.Process.Pid)
+	require.NoError(t, err, "it lives on")
+}

@@ -7,12 +7,15 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 const (
 	scratchPrefix = "lifeboat-drill-"
 	// newPrefix is the name of a folder that is not locked yet. Nothing but the folder itself is ever under that name.
 	newPrefix = ".lifeboat-drill-new-"
+	// lockedWithin is how long whoever makes a folder may take to lock it: an older one without a lock is a leftover.
+	lockedWithin = time.Minute
 )
 
 // Scratch is a folder that belongs to one drill. Whoever runs holds a lock on it, which ends with the process however
@@ -22,8 +25,8 @@ type Scratch struct {
 	lock *os.File
 }
 
-// NewScratch removes what earlier drills of dead processes left in parent, ends the servers that they left, and makes a folder
-// there.
+// NewScratch removes what earlier drills of dead processes of this user left in parent, ends the servers that they left, and makes a
+// folder there.
 func NewScratch(parent string) (*Scratch, error) {
 	if err := sweep(parent); err != nil {
 		return nil, err
@@ -67,7 +70,7 @@ func sweep(parent string) error {
 		return fmt.Errorf("looking for leftovers of earlier drills: %w", err)
 	}
 	for _, e := range entries {
-		if !e.IsDir() || !strings.HasPrefix(e.Name(), scratchPrefix) {
+		if !e.IsDir() || !isLeftover(e) {
 			continue
 		}
 		if err := removeLeftover(filepath.Join(parent, e.Name())); err != nil {
@@ -77,8 +80,31 @@ func sweep(parent string) error {
 	return nil
 }
 
-// removeLeftover removes a scratch folder, and all that belongs to it, if its drill is no more.
+// isLeftover says whether a folder may be what an earlier drill left, by its name and, where it has not been locked yet, its age.
+func isLeftover(e os.DirEntry) bool {
+	if !strings.HasPrefix(e.Name(), newPrefix) {
+		return strings.HasPrefix(e.Name(), scratchPrefix)
+	}
+	info, err := e.Info()
+	return err == nil && time.Since(info.ModTime()) > lockedWithin
+}
+
+// own says whether a folder is this user's. A folder of somebody else's in a shared place, as /tmp is, is none of ours: its list of
+// processes could name any, and what cannot be opened must not keep drills from running.
+func own(dir string) bool {
+	info, err := os.Lstat(dir) //nolint:gosec // a folder in the drill worker's
+	if err != nil || !info.IsDir() {
+		return false
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == os.Geteuid()
+}
+
+// removeLeftover removes a scratch folder, and all that belongs to it, if it is this user's and its drill is no more.
 func removeLeftover(dir string) error {
+	if !own(dir) {
+		return nil
+	}
 	left := Scratch{dir: dir}
 	var err error
 	left.lock, err = tryLock(dir)
@@ -106,7 +132,7 @@ func tryLock(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// CheckRoom fails early when the disk cannot hold so many bytes: a full disk would hurt others than the drill.
+// CheckRoom fails early when the disk cannot hold so many bytes: a full disk would hurt others, too.
 func (s *Scratch) CheckRoom(need int64) error {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(s.dir, &fs); err != nil {
@@ -114,7 +140,7 @@ func (s *Scratch) CheckRoom(need int64) error {
 	}
 	free := int64(fs.Bavail) * int64(fs.Bsize) //nolint:gosec,unconvert // both fit, and their types differ by platform
 	if free < need {
-		return fmt.Errorf("a drill needs %d bytes in the scratch folder and %d are free", need, free)
+		return fmt.Errorf("%d bytes are needed in the scratch folder and %d are free", need, free)
 	}
 	return nil
 }

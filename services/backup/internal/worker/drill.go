@@ -11,6 +11,8 @@ import (
 	"math/rand/v2"
 
 	"filippo.io/age"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -44,6 +46,9 @@ func (w *Worker) drill(ctx context.Context, j job) error {
 	m, err := w.Catalog.Manifest(ctx, j.target.Name, id)
 	unreadable := err
 	if err != nil && !errors.Is(err, catalog.ErrDamaged) {
+		if id != j.GetSnapshot() {
+			return err // it went after it was chosen, and another one will be chosen
+		}
 		return terminalIf(err, catalog.ErrNoSnapshot, "no_snapshot")
 	}
 	in := drill.Input{
@@ -63,10 +68,25 @@ func (w *Worker) drill(ctx context.Context, j job) error {
 	if err != nil {
 		return fmt.Errorf("drilling %s: %w", id, err)
 	}
+	if err := w.stillThere(ctx, report); err != nil {
+		return fmt.Errorf("drilling %s: %w", id, err)
+	}
 	if err := w.Catalog.AddDrill(ctx, report); err != nil {
 		return err
 	}
 	return w.drilled(ctx, j, m, report, escrow)
+}
+
+// stillThere is an error when what a drill could not fetch is gone because the snapshot is: retention deletes the manifest first, and
+// a snapshot that does not exist any more is none that fails to restore.
+func (w *Worker) stillThere(ctx context.Context, report *lifeboatv1.DrillReport) error {
+	if report.GetPassed() {
+		return nil
+	}
+	if _, err := w.Catalog.Manifest(ctx, report.GetTarget(), report.GetSnapshotId()); errors.Is(err, catalog.ErrNoSnapshot) {
+		return fmt.Errorf("it was deleted while it was drilled: %w", err)
+	}
+	return nil // what else is wrong with the manifest does not change what was found
 }
 
 // withEscrow says whether the job asks for the escrow identity.
@@ -160,13 +180,61 @@ func asksForEscrow(m *bus.Message) bool {
 	return bus.DecodeStrict(m.Data, j) == nil && j.GetIdentity() == config.IdentityEscrow
 }
 
+// maxToldComparisons is how many bytes of comparisons an event has room for. A message of NATS has at most 1 MiB, unless somebody
+// says otherwise, and a target may have any number of checks.
+const maxToldComparisons = 256 << 10
+
+// forEvent is the report with as many comparisons as an event has room for, those that failed first. The stored report has all.
+func forEvent(report *lifeboatv1.DrillReport) (*lifeboatv1.DrillReport, error) {
+	all := report.GetComparisons()
+	size := make([]int, len(all))
+	room := maxToldComparisons
+	for i, c := range all {
+		b, err := protojson.Marshal(c)
+		if err != nil {
+			return nil, fmt.Errorf("encoding a comparison: %w", err)
+		}
+		size[i] = len(b)
+		room -= len(b)
+	}
+	if room >= 0 {
+		return report, nil
+	}
+	room = maxToldComparisons
+	told := make([]bool, len(all))
+	for _, ok := range []bool{false, true} {
+		for i, c := range all {
+			if c.GetOk() == ok && size[i] <= room {
+				told[i] = true
+				room -= size[i]
+			}
+		}
+	}
+	few := proto.CloneOf(report)
+	few.Comparisons = nil
+	for i, c := range all {
+		if told[i] {
+			few.Comparisons = append(few.Comparisons, c)
+		}
+	}
+	few.Comparisons = append(few.Comparisons, &lifeboatv1.Comparison{
+		What: "further comparisons", Got: fmt.Sprint(len(all) - len(few.GetComparisons())), Ok: true,
+		NotComparable: "an event has no room for them; they are in the report beside the snapshot",
+	})
+	return few, nil
+}
+
 // drilled tells how a drill ended.
 func (w *Worker) drilled(ctx context.Context, j job, m *lifeboatv1.Manifest, report *lifeboatv1.DrillReport, escrow bool) error {
 	verb := drillVerb(report.GetPassed(), escrow)
-	err := w.Bus.Emit(ctx, &lifeboatv1.Event{
+	told, err := forEvent(report)
+	if err != nil {
+		return err
+	}
+	err = w.Bus.Emit(ctx, &lifeboatv1.Event{
 		Id: "drill." + verb + "." + j.id, Noun: "drill", Verb: verb, Target: j.target.Name, JobId: j.id, DrillId: j.id,
 		SnapshotId: report.GetSnapshotId(), RequestedBy: j.requestedBy(), Message: report.GetSummary(),
-		Detail: &lifeboatv1.Event_Drill{Drill: report},
+		Detail: &lifeboatv1.Event_Drill{Drill: told},
 	})
 	if err != nil {
 		return err

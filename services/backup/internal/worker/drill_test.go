@@ -330,3 +330,48 @@ func TestADeadEscrowDrillHasItsOwnEvent(t *testing.T) {
 	require.NoError(t, w.OnDead(t.Context(), m, errors.New("the store is gone")))
 	f.event("drill", "failed", target)
 }
+
+// A snapshot that retention deletes while it is drilled is no snapshot that fails to restore: another one is drilled.
+func TestASnapshotDeletedWhileItIsDrilledIsNoFailedDrill(t *testing.T) {
+	f := newFleet(t)
+	proxy := f.behind(s3test.NewProxy(t, f.s3))
+	f.work()
+	first := f.snapshot()
+	f.source = func(context.Context) (io.Reader, error) {
+		return strings.NewReader(strings.Replace(export, "42", "43", 1)), nil
+	}
+	second := f.snapshot()
+	require.NotEqual(t, first.GetData().GetKey(), second.GetData().GetKey())
+	var deleted atomic.Bool
+	proxy.Handle(func(r *http.Request) s3test.Fault {
+		if s3test.Op(r) == "GetObject" && strings.Contains(s3test.Key(r), first.GetId()+"/data.") && !deleted.Swap(true) {
+			assert.NoError(t, os.Remove(f.s3.Path(f.catalog.Layout.Manifest(target, first.GetId()))))
+			assert.NoError(t, os.Remove(f.s3.Path(first.GetData().GetKey())))
+		}
+		return s3test.Pass()
+	})
+	assert.Equal(t, second.GetId(), f.drill(`{"snapshot":"oldest"}`, "passed").GetSnapshotId())
+	assert.True(t, deleted.Load())
+	assert.Zero(t, f.count("drill", "failed"))
+}
+
+// An event has room for so much. A drill of a target with more checks than that is told of all the same, and its report has all.
+func TestADrillOfManyChecksIsToldOf(t *testing.T) {
+	const many = 3000
+	f := newFleet(t)
+	checks := make([]config.Check, many)
+	for i := range checks {
+		checks[i] = config.Check{Count: strings.Repeat("x", 250) + fmt.Sprint(i), Min: 1}
+	}
+	f.target(func(t *config.Target) { t.Drill = config.Drill{Checks: checks} })
+	f.work()
+	f.snapshot()
+	e := f.drill("", "failed")
+	told := e.GetDrill().GetComparisons()
+	assert.Less(t, len(told), many)
+	last := told[len(told)-1]
+	assert.Equal(t, "further comparisons", last.GetWhat())
+	report := f.snapshots()[0].Drills[0]
+	assert.Greater(t, len(report.GetComparisons()), many)
+	assert.Equal(t, fmt.Sprint(len(report.GetComparisons())-len(told)+1), last.GetGot())
+}

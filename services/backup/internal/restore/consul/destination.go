@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -31,6 +33,8 @@ type destination struct {
 	*consulkv.Client
 	token consulkv.Token
 	set   settings
+	// reached says that it has answered, in whatever way.
+	reached atomic.Bool
 }
 
 func newDestination(ctx context.Context, cfg config.Consul, set settings) (*destination, error) {
@@ -44,6 +48,15 @@ func newDestination(ctx context.Context, cfg config.Consul, set settings) (*dest
 	return &destination{Client: c, token: c.WhoAmI(ctx), set: set}, nil
 }
 
+// do is Client.Do.
+func (d *destination) do(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	resp, err := d.Do(ctx, method, path, body)
+	if err == nil {
+		d.reached.Store(true)
+	}
+	return resp, err
+}
+
 // retry does something until it succeeds, or fails in a way that doing it again would not change, or the patience is at its end.
 func retry[T any](ctx context.Context, d *destination, doing string, do func() (T, error)) (T, error) {
 	e := backoff.NewExponentialBackOff()
@@ -52,7 +65,7 @@ func retry[T any](ctx context.Context, d *destination, doing string, do func() (
 	out, err := backoff.Retry(ctx, func() (T, error) {
 		var out T
 		out, last = do()
-		if final(ctx, last) {
+		if d.final(ctx, last) {
 			return out, backoff.Permanent(last)
 		}
 		return out, last
@@ -62,16 +75,20 @@ func retry[T any](ctx context.Context, d *destination, doing string, do func() (
 		return out, nil
 	case ctx.Err() != nil:
 		return out, d.Failed(ctx, source.Canceled, doing, err)
-	case final(ctx, last):
+	case d.final(ctx, last):
 		return out, last
 	}
 	return out, fmt.Errorf("giving up after %s: %w", d.set.patience, last)
 }
 
-// final says whether an error would come again.
-func final(ctx context.Context, err error) bool {
+// final says whether an error would come again. Of a destination that never let anybody connect that is taken for granted: most
+// likely its address is mistyped. Patience is for one that goes away.
+func (d *destination) final(ctx context.Context, err error) bool {
 	if err == nil {
 		return false
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" && !d.reached.Load() {
+		return true
 	}
 	e, ok := errors.AsType[*source.Error](err)
 	return ctx.Err() != nil || !ok || !e.Retryable() || e.Reason == source.Damaged
@@ -106,7 +123,7 @@ func (d *destination) ask(ctx context.Context, doing, method, path string, body 
 	var lost bool
 	return retry(ctx, d, doing, func() (answer, error) {
 		a := answer{lost: lost}
-		resp, err := d.Do(ctx, method, path, body())
+		resp, err := d.do(ctx, method, path, body())
 		if err != nil {
 			lost = true
 			return a, d.Failed(ctx, source.Unreachable, doing, err)

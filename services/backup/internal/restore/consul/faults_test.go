@@ -333,10 +333,15 @@ func TestGivesUp(t *testing.T) {
 	gone, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, gone.Close())
-	_, err = consul.RestoreWith(t.Context(), 2, 300*time.Millisecond, 0, config.Consul{Address: "http://" + gone.Addr().String()}, whole(data), consul.Selection{}, restore.Options{})
-	var typed *source.Error
-	require.ErrorAs(t, err, &typed)
-	assert.Equal(t, source.Unreachable, typed.Reason)
+	for _, address := range []string{"http://" + gone.Addr().String(), "unix://" + filepath.Join(t.TempDir(), "none.sock")} {
+		began := time.Now()
+		_, err = consul.Restore(t.Context(), config.Consul{Address: address}, whole(data), consul.Selection{}, restore.Options{})
+		assert.Less(t, time.Since(began), 10*time.Second, "nobody waits for an address that was mistyped")
+		var typed *source.Error
+		require.ErrorAs(t, err, &typed)
+		assert.Equal(t, source.Unreachable, typed.Reason)
+		require.ErrorContains(t, err, address)
+	}
 }
 
 // TestSilent gives up on a destination that took the question and says nothing, at once or in the midst of its list.

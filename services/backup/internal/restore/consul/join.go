@@ -28,8 +28,7 @@ type step struct {
 	there  state
 	other  bool           // the values differ
 	action restore.Action // Create, Same, Differs, Skip or Extra
-	// renamed says that name is not the one in entry.
-	renamed bool
+	from   string         // its name in the snapshot; empty with Extra
 }
 
 // decide compares a key of the snapshot with what is at the destination.
@@ -130,7 +129,7 @@ func (j *join) run(ctx context.Context, e *entries, visit func(step) error) erro
 		if err != nil {
 			return err
 		}
-		s.renamed = to != name
+		s.from = name
 		if err := visit(s); err != nil {
 			return err
 		}

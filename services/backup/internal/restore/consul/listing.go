@@ -48,7 +48,7 @@ func (l *listing) peek(ctx context.Context) (*found, error) {
 		return l.found, nil
 	}
 	f, err := l.next(ctx)
-	if err != nil && !final(ctx, err) {
+	if err != nil && !l.dest.final(ctx, err) {
 		f, err = retry(ctx, l.dest, doingList, func() (*found, error) {
 			l.close()
 			return l.next(ctx)
@@ -121,7 +121,7 @@ func (l *listing) begin(ctx context.Context) (empty bool, err error) {
 	l.ctx, l.stop, l.seen = ctx, stop, ""
 	path := "/v1/kv/" + (&url.URL{Path: prefix}).EscapedPath() + "?recurse=true&consistent="
 	idle.Begin()
-	l.resp, err = l.dest.Get(ctx, path) //nolint:bodyclose // close does
+	l.resp, err = l.dest.do(ctx, http.MethodGet, path, nil) //nolint:bodyclose // close does
 	idle.End()
 	if err != nil {
 		l.resp = nil

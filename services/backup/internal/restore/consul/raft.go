@@ -2,12 +2,10 @@ package consul
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -29,7 +27,8 @@ const doingRaft = "restoring the raft snapshot"
 // session holds goes with it where the session's behavior is "delete".
 //
 // The snapshot is read twice, as in Restore: dest is not contacted before the first read proved it whole. It is sent once, and
-// nothing is repeated: an error may mean that it was restored nevertheless, and only of a request that was refused says so.
+// nothing is repeated. The servers restore it only once all of it came. An error may mean that it was restored nevertheless, when
+// all was sent and no answer came, or one that the servers were in trouble; it says so then.
 func RestoreRaft(ctx context.Context, dest config.Consul, open restore.Open) error {
 	p := newPieces()
 	if err := provenRaft(ctx, open, &p); err != nil {
@@ -47,18 +46,18 @@ func RestoreRaft(ctx context.Context, dest config.Consul, open restore.Open) err
 		return fmt.Errorf("opening the raft snapshot again: %w", err)
 	}
 	defer data.Close()
-	body := &sent{r: p.compare(data), idle: idle}
+	body := restore.NewSending(p.compare(data), idle)
 	err = sendRaft(sendCtx, c, body)
-	if broke := body.end(); broke != nil && sendCtx.Err() == nil {
+	if broke := body.End(); broke != nil && sendCtx.Err() == nil {
 		return fmt.Errorf("reading the raft snapshot: %w", broke)
 	}
 	return err
 }
 
-func sendRaft(ctx context.Context, c *consulkv.Client, body io.Reader) error {
+func sendRaft(ctx context.Context, c *consulkv.Client, body *restore.Sending) error {
 	resp, err := c.Do(ctx, http.MethodPut, "/v1/snapshot", body)
 	if err != nil {
-		return c.Failed(ctx, source.Unreachable, doingRaft, err)
+		return unknownIf(body.All(), c.Failed(ctx, source.Unreachable, doingRaft, err))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusOK {
@@ -69,7 +68,17 @@ func sendRaft(ctx context.Context, c *consulkv.Client, body io.Reader) error {
 	if strings.HasPrefix(status.Body, denied) {
 		err = fmt.Errorf(`%w; it needs a management token, or one with: acl = "write"`, status)
 	}
-	return c.Failed(ctx, source.ReasonOfStatus(status.Status), doingRaft, err)
+	err = c.Failed(ctx, source.ReasonOfStatus(status.Status), doingRaft, err)
+	// Consul restores before the last things that may fail, and a proxy may answer in its place.
+	return unknownIf(body.All() && status.Status >= http.StatusInternalServerError, err)
+}
+
+// unknownIf says of an error that comes after the whole snapshot was sent that it does not tell what has become of that.
+func unknownIf(sent bool, err error) error {
+	if !sent {
+		return err
+	}
+	return fmt.Errorf("%w; whether it was restored is not known: look at the datacenter, with the old tokens and the new", err)
 }
 
 // provenRaft reads a raft snapshot to its end and keeps its sums.
@@ -85,41 +94,4 @@ func provenRaft(ctx context.Context, open restore.Open, p *pieces) error {
 		return fmt.Errorf("reading the raft snapshot: %w", err)
 	}
 	return nil
-}
-
-// sent is a body on its way: the destination may not keep it waiting for long. The time that reading it takes is the reader's own
-// business.
-type sent struct {
-	idle *source.Idle
-
-	mu  sync.Mutex
-	r   io.Reader // nil once it has to be let alone
-	err error     // of reading it
-}
-
-// Read implements io.Reader for the transport, which may go on with it after it gave an answer.
-func (s *sent) Read(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.idle.End()
-	if s.r == nil {
-		return 0, source.ErrClosed
-	}
-	n, err := s.r.Read(p)
-	switch {
-	case err == nil:
-		s.idle.Begin()
-	case !errors.Is(err, io.EOF):
-		s.err = err
-	}
-	return n, err
-}
-
-// end takes the reader away, and says what went wrong with it.
-func (s *sent) end() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.idle.End()
-	s.r = nil
-	return s.err
 }

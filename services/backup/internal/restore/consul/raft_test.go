@@ -89,3 +89,47 @@ func TestRaft(t *testing.T) {
 		same(t, read(t, fromCfg), read(t, withToken(t, to, root)))
 	})
 }
+
+// TestRaftWithoutAnswer loses the answer before and after all of the snapshot was sent. Nobody knows of the latter what it did.
+func TestRaftWithoutAnswer(t *testing.T) {
+	const unknownEnd = "whether it was restored is not known: look at the datacenter"
+	c := run(t, bintest.ConsulOptions{})
+	data := readRaft(t, config.Consul{Address: c.Address})
+	ask(t, "", http.MethodPut, c.Address+"/v1/kv/later", nil)
+	restoring := func(b *between) error {
+		return consul.RestoreRaft(t.Context(), config.Consul{Address: b.URL}, whole(data))
+	}
+	isRaft := func(r *http.Request) bool { return r.URL.Path == "/v1/snapshot" }
+	t.Run("nobody is there", func(t *testing.T) {
+		err := consul.RestoreRaft(t.Context(), config.Consul{Address: "http://127.0.0.1:1"}, whole(data))
+		require.ErrorContains(t, err, "connection refused")
+		assert.NotContains(t, err.Error(), unknownEnd, "nothing was sent")
+	})
+	t.Run("the way breaks at the end", func(t *testing.T) {
+		b := proxy(t, c)
+		b.before = func(r *http.Request) int {
+			_, _ = io.Copy(io.Discard, r.Body)
+			panic(http.ErrAbortHandler)
+		}
+		err := restoring(b)
+		require.ErrorContains(t, err, unknownEnd)
+		require.ErrorContains(t, err, b.URL)
+		var typed *source.Error
+		require.ErrorAs(t, err, &typed)
+		assert.Len(t, parse(t, read(t, config.Consul{Address: c.Address})), 1, "it was not")
+	})
+	t.Run("the answer is lost", func(t *testing.T) {
+		b := proxy(t, c)
+		b.lose = isRaft
+		require.ErrorContains(t, restoring(b), unknownEnd)
+		assert.Empty(t, parse(t, read(t, config.Consul{Address: c.Address})), "it was")
+	})
+	t.Run("another answers in its place", func(t *testing.T) {
+		b := proxy(t, c)
+		b.before = func(r *http.Request) int {
+			_, _ = io.Copy(io.Discard, r.Body)
+			return http.StatusGatewayTimeout
+		}
+		require.ErrorContains(t, restoring(b), unknownEnd)
+	})
+}

@@ -37,7 +37,7 @@ func newRegions(sel Selection) (*regions, error) {
 		if within {
 			all = append(all, &region{r.Old, r.New})
 		} else if !around {
-			return nil, fmt.Errorf("the rename of %q is about nothing that was selected", r.Old)
+			return nil, restore.NothingSelected(nil, renames[i:i+1])
 		}
 	}
 	for _, p := range prefixes {
@@ -134,4 +134,23 @@ func (rs *regions) place(name string) (to string, r *region, err error) {
 			"prefix", name, to, other.from)
 	}
 	return to, r, nil
+}
+
+// unmet is what of a selection no key of the snapshot was found for yet.
+type unmet struct {
+	prefixes []string
+	renames  []restore.Rename
+}
+
+// newUnmet begins with all of it. Everything fits even a snapshot that holds nothing.
+func newUnmet(sel Selection) *unmet {
+	u := &unmet{prefixes: slices.Clone(sel.Prefixes), renames: slices.Clone(sel.Rename)}
+	u.meet("")
+	return u
+}
+
+// meet takes out what a selected key fits.
+func (u *unmet) meet(name string) {
+	u.prefixes = slices.DeleteFunc(u.prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
+	u.renames = slices.DeleteFunc(u.renames, func(r restore.Rename) bool { return strings.HasPrefix(name, r.Old) })
 }

@@ -1,6 +1,7 @@
 package consul_test
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -32,6 +33,20 @@ func renamed(sel consul.Selection, name string) (string, bool) {
 	return best.New + name[len(best.Old):], true
 }
 
+// idle says whether a part of a selection is about none of the keys.
+func idle(sel consul.Selection, keys map[string]kv) bool {
+	fits := func(beginning string) bool {
+		for name := range keys {
+			if _, ok := renamed(sel, name); ok && strings.HasPrefix(name, beginning) {
+				return true
+			}
+		}
+		return beginning == ""
+	}
+	return slices.ContainsFunc(sel.Prefixes, func(p string) bool { return !fits(p) }) ||
+		slices.ContainsFunc(sel.Rename, func(r restore.Rename) bool { return !fits(r.Old) })
+}
+
 // TestSelections compares restores of random parts, under random names, into random destinations, with what a map would say.
 func TestSelections(t *testing.T) {
 	seed := rand.Uint64()
@@ -60,8 +75,8 @@ func TestSelections(t *testing.T) {
 		}
 		return out
 	}
-	var refused, done, renames int
-	for i := range 400 {
+	var refused, unfit, done, renames int
+	for i := range 800 {
 		snap, there := keys(random.IntN(60)), keys(random.IntN(60))
 		var sel consul.Selection
 		for range random.IntN(3) {
@@ -88,10 +103,17 @@ func TestSelections(t *testing.T) {
 		got, sum, err := bring(t, cfg, snapshot(t, list(snap)...), sel, restore.Options{Apply: true, Force: true})
 		if err != nil {
 			refused++
-			require.Regexp(t, "would .*come to|is renamed twice|nothing that was selected", err.Error(), what)
 			same(t, snapshot(t, list(there)...), read(t, cfg))
+			if errors.Is(err, restore.ErrNothingSelected) {
+				unfit++
+				require.True(t, idle(sel, snap), "%s: %v", what, err)
+				require.Zero(t, sum, what)
+				continue
+			}
+			require.Regexp(t, "would .*come to|is renamed twice", err.Error(), what)
 			continue
 		}
+		require.False(t, idle(sel, snap), what)
 		if clash {
 			require.Positive(t, sum.Failed, what)
 			continue
@@ -130,7 +152,8 @@ func TestSelections(t *testing.T) {
 			return
 		}
 	}
-	t.Logf("%d restored, %d of them renamed, %d refused", done, renames, refused)
+	t.Logf("%d restored, %d of them renamed, %d refused, %d of them because a part fits nothing", done, renames, refused, unfit)
+	assert.Greater(t, unfit, 30)
 	assert.Greater(t, done, 100)
 	assert.Greater(t, renames, 30)
 }
@@ -179,4 +202,44 @@ func TestRenamed(t *testing.T) {
 	_, _, err := bring(t, cfg, data, consul.Selection{Rename: []restore.Rename{{Old: "zone/", New: "config/"}}}, restore.Options{Apply: true, Force: true})
 	require.ErrorContains(t, err, `the key "config/a" would come to "config/a", among the names that "zone/" is renamed to`)
 	assert.Len(t, parse(t, read(t, cfg)), 6, "nothing was written")
+}
+
+// TestNothingSelected names what of a selection was mistyped, before anything is written under a name that was not meant.
+func TestNothingSelected(t *testing.T) {
+	c := run(t, bintest.ConsulOptions{})
+	cfg := config.Consul{Address: c.Address}
+	data := snapshot(t, named("config/a", "config/b", "other")...)
+	there := []kv{{"config/a", 7, []byte("newer")}}
+	write(t, c, there...)
+	mistyped := []restore.Rename{{Old: "confg/", New: "x/"}}
+	for name, v := range map[string]struct {
+		sel  consul.Selection
+		want string
+	}{
+		"a rename of all":        {consul.Selection{Rename: mistyped}, `no selected key begins with "confg/", which is to be renamed to "x/"`},
+		"one of two renames":     {consul.Selection{Rename: append([]restore.Rename{{Old: "config/", New: "y/"}}, mistyped...)}, `"confg/"`},
+		"a rename within a part": {consul.Selection{Prefixes: []string{"config/"}, Rename: []restore.Rename{{Old: "config/c", New: "x"}}}, `"config/c"`},
+		"a rename of another part": {
+			consul.Selection{Prefixes: []string{"config/"}, Rename: []restore.Rename{{Old: "other", New: "x"}}}, `no selected key begins with "other"`,
+		},
+		"a prefix":           {consul.Selection{Prefixes: []string{"confg/"}}, `no key begins with the prefix "confg/"`},
+		"one of two":         {consul.Selection{Prefixes: []string{"config/", "othr"}}, `no key begins with the prefix "othr"`},
+		"one within another": {consul.Selection{Prefixes: []string{"config/", "config/c"}}, `"config/c"`},
+		"one besides all":    {consul.Selection{Prefixes: []string{"", "confg/"}}, `"confg/"`},
+		"two":                {consul.Selection{Prefixes: []string{"confg/", "othr"}}, `"confg/"; no key begins with the prefix "othr"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, o := range []restore.Options{{}, {Apply: true}, {Apply: true, Force: true}} {
+				_, sum, err := bring(t, cfg, data, v.sel, o)
+				require.ErrorIs(t, err, restore.ErrNothingSelected)
+				require.ErrorContains(t, err, v.want)
+				if o.Apply {
+					assert.Zero(t, sum, "nothing was done")
+				}
+			}
+			same(t, snapshot(t, there...), read(t, cfg))
+		})
+	}
+	_, _, err := bring(t, cfg, snapshot(t), consul.Selection{Prefixes: []string{""}}, restore.Options{})
+	require.NoError(t, err, "everything fits a snapshot that is empty")
 }

@@ -48,10 +48,10 @@ import (
 
 // Selection says which part of a snapshot is restored, and under which names.
 type Selection struct {
-	// Prefixes of the keys, as the snapshot names them; all keys when empty.
+	// Prefixes of the keys, as the snapshot names them; all keys when empty. Each has to fit a key of the snapshot.
 	Prefixes []string
 	// Rename gives keys another beginning. Of several that fit a key the one with the longest Old applies. Two keys never come to
-	// the same name: what could lead to that is refused before anything is written.
+	// the same name: what could lead to that is refused before anything is written. Each Old has to fit a selected key.
 	Rename []restore.Rename
 }
 
@@ -77,9 +77,9 @@ func defaults() settings {
 // Restore brings the selected keys to dest, by the rules of package restore. open is called once without Apply and twice with it.
 //
 // The error says why the restore did not come to its end: the snapshot is damaged (nothing was written then), the destination is
-// not reachable for a minute, or may not be listed in full by the token; restore.ErrNotEmpty. A key that could not be written is
-// no error, but an Item that Failed, which Summary.Left counts. Of the destination's list, the token needs all: without it a plan
-// would lie.
+// not reachable for a minute, or lets nobody connect when the restore begins, or may not be listed in full by the token;
+// restore.ErrNotEmpty; restore.ErrNothingSelected. A key that could not be written is no error, but an Item that Failed, which
+// Summary.Left counts. Of the destination's list, the token needs all: without it a plan would lie.
 //
 // Items come in the order of the snapshot, and what is only at the destination where it would stand; with Apply and
 // without an error they are those of the second pass. When the restore is refused, they are what is in the way.
@@ -104,9 +104,12 @@ func restoreWith(
 		return restore.Summary{}, err
 	}
 	defer d.Close()
-	r := &run{set: set, open: open, dest: d, regions: parts, whole: sel.whole(), o: o}
+	r := &run{set: set, open: open, dest: d, regions: parts, unmet: newUnmet(sel), whole: sel.whole(), o: o}
 	planned, err := r.plan(ctx)
-	if err != nil || !o.Apply {
+	switch {
+	case err != nil && o.Apply:
+		return restore.Summary{}, err // none of what was counted was done
+	case err != nil || !o.Apply:
 		return planned, err
 	}
 	if r.refuses() && planned.Differs+planned.Extra > 0 {
@@ -121,6 +124,7 @@ type run struct {
 	open    restore.Open
 	dest    *destination
 	regions *regions
+	unmet   *unmet // after the first pass: what of the selection fits nothing
 	whole   bool
 	o       restore.Options
 
@@ -162,6 +166,7 @@ func (r *run) plan(ctx context.Context) (restore.Summary, error) {
 		if s.action == restore.Extra {
 			return nil
 		}
+		r.unmet.meet(s.from)
 		rec.Bytes(s.entry.Size)
 		if r.total++; r.total%tellEvery == 0 {
 			rec.Progress(r.total, 0)
@@ -170,6 +175,7 @@ func (r *run) plan(ctx context.Context) (restore.Summary, error) {
 	})
 	if err == nil {
 		rec.Progress(r.total, r.total)
+		err = restore.NothingSelected(r.unmet.prefixes, r.unmet.renames)
 	}
 	return rec.Summary(), err
 }

@@ -354,11 +354,11 @@ func TestOddNames(t *testing.T) {
 func TestMisused(t *testing.T) {
 	never := func(context.Context) (io.ReadCloser, error) { panic("it was opened") }
 	for want, sel := range map[string]consul.Selection{
-		`the prefix "\xff" is not UTF-8`: {Prefixes: []string{"\xff"}},
-		`"b\xff" is not UTF-8`:           {Rename: []restore.Rename{{Old: "a", New: "b\xff"}}},
-		`"a" is renamed twice`:           {Rename: []restore.Rename{{Old: "a", New: "b"}, {Old: "a", New: "c"}}},
-		`"a/" and "b/" would both come`:  {Rename: []restore.Rename{{Old: "b/", New: "c/"}, {Old: "a/", New: "c/"}}},
-		`nothing that was selected`:      {Prefixes: []string{"a/"}, Rename: []restore.Rename{{Old: "b/", New: "c/"}}},
+		`the prefix "\xff" is not UTF-8`:   {Prefixes: []string{"\xff"}},
+		`"b\xff" is not UTF-8`:             {Rename: []restore.Rename{{Old: "a", New: "b\xff"}}},
+		`"a" is renamed twice`:             {Rename: []restore.Rename{{Old: "a", New: "b"}, {Old: "a", New: "c"}}},
+		`"a/" and "b/" would both come`:    {Rename: []restore.Rename{{Old: "b/", New: "c/"}, {Old: "a/", New: "c/"}}},
+		`no selected key begins with "b/"`: {Prefixes: []string{"a/"}, Rename: []restore.Rename{{Old: "b/", New: "c/"}}},
 	} {
 		_, err := consul.Restore(t.Context(), config.Consul{Address: "http://127.0.0.1:1"}, never, sel, restore.Options{})
 		require.ErrorContains(t, err, want)

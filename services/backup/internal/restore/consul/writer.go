@@ -115,7 +115,7 @@ func (w *writer) add(s step) error {
 
 func newWrite(s step, t *thing) (*write, error) {
 	key := s.entry.Key
-	if s.renamed {
+	if s.name != s.from {
 		var err error
 		if key, err = json.Marshal(s.name); err != nil {
 			return nil, fmt.Errorf("naming %q: %w", s.name, err)

@@ -38,7 +38,8 @@ func defaults() settings { return settings{inFlight: 8, patience: time.Minute} }
 // The error says why the restore did not come to its end: the snapshot is damaged, or the destination has no space left, does not
 // answer for a minute, or refuses the user. What was written until then stays, and counts in the summary; another run finds it the
 // same. It is restore.ErrNotEmpty when a whole restore would have met anything at the destination that is not in the snapshot or is
-// otherwise there; the items then are what is in the way.
+// otherwise there; the items then are what is in the way. It is restore.ErrNothingSelected when a part of the selection fits no key
+// of the snapshot; nothing is written then either.
 //
 // Keys belong to etcd's key space only: users, roles and members of the snapshot are not restored by this. A key's version and its
 // revisions are the destination's own.
@@ -68,6 +69,9 @@ func toCluster(
 		decide: decider{force: o.Force, leases: sel.Leases, ttl: v.leases},
 	}
 	if err = r.count(ctx); err != nil {
+		return restore.Summary{}, err
+	}
+	if err = r.fits(ctx); err != nil {
 		return restore.Summary{}, err
 	}
 	if o.Apply && !o.Force && sel.whole() {
@@ -107,6 +111,40 @@ func (r *run) count(ctx context.Context) error {
 		r.total += n
 	}
 	return nil
+}
+
+// fits is restore.ErrNothingSelected when a part of the selection is about no key of the snapshot. Everything fits even one that
+// holds nothing.
+func (r *run) fits(ctx context.Context) error {
+	var prefixes []string
+	for _, p := range r.sel.Prefixes {
+		n, err := r.view.count(ctx, spanOf(p))
+		if err != nil {
+			return err
+		}
+		if n == 0 && p != "" {
+			prefixes = append(prefixes, p)
+		}
+	}
+	var renames []restore.Rename
+	for _, rename := range r.sel.Rename {
+		var keys int64
+		for _, seg := range r.sel.segments() {
+			// A segment lies within the rename, or outside of it.
+			if !spanOf(rename.Old).holds(seg.lo) {
+				continue
+			}
+			n, err := r.view.count(ctx, seg.span)
+			if err != nil {
+				return err
+			}
+			keys += n
+		}
+		if keys == 0 && rename.Old != "" {
+			renames = append(renames, rename)
+		}
+	}
+	return restore.NothingSelected(prefixes, renames)
 }
 
 // refuse compares without writing. The error is about what is in the way of a restore of everything.

@@ -155,7 +155,8 @@ func TestSelection(t *testing.T) {
 	}
 	data, held := src.snapshot(t), src.all(t)
 	dest := startMember(t)
-	for range 40 {
+	var unfit int
+	for range 60 {
 		_, err := dest.client.Delete(t.Context(), "", clientv3.WithPrefix())
 		require.NoError(t, err)
 		dest.put(t, "ab/ab/ab", "there already")
@@ -172,12 +173,64 @@ func TestSelection(t *testing.T) {
 			expect[name] = held[from]
 		}
 		got, err := to(t, dest.config(), data, sel, restore.Options{Apply: true, Force: true})
-		require.NoError(t, err)
+		if idle(held, sel) {
+			unfit++
+			require.ErrorIs(t, err, restore.ErrNothingSelected, "%+v", sel)
+			require.Equal(t, map[string]string{"ab/ab/ab": "there already"}, dest.all(t))
+			continue
+		}
+		require.NoError(t, err, "%+v", sel)
 		require.Equal(t, expect, dest.all(t), "%+v", sel)
 		require.EqualValues(t, clashes, got.summary.Failed, "%+v", sel)
 		require.EqualValues(t, len(want)+clashes, got.total)
 		require.Equal(t, got.total, got.done)
 	}
+	t.Logf("%d of 60 refused because a part fits nothing", unfit)
+	require.Less(t, unfit, 50)
+}
+
+// idle says whether a part of a selection is about none of the keys.
+func idle(held map[string]string, sel Selection) bool {
+	fits := func(beginning string) bool {
+		for k := range held {
+			selected := len(sel.Prefixes) == 0 || slices.ContainsFunc(sel.Prefixes, func(p string) bool { return strings.HasPrefix(k, p) })
+			if selected && strings.HasPrefix(k, beginning) {
+				return true
+			}
+		}
+		return beginning == ""
+	}
+	return slices.ContainsFunc(sel.Prefixes, func(p string) bool { return !fits(p) }) ||
+		slices.ContainsFunc(sel.Rename, func(r restore.Rename) bool { return !fits(r.Old) })
+}
+
+// TestNothingSelected names what of a selection was mistyped, before anything is written under a name that was not meant.
+func TestNothingSelected(t *testing.T) {
+	src, dest := startMember(t), startMember(t)
+	for _, k := range []string{"config/a", "config/b", "other"} {
+		src.put(t, k, "of "+k)
+	}
+	dest.put(t, "config/a", "newer")
+	data := src.snapshot(t)
+	for want, sel := range map[string]Selection{
+		`no selected key begins with "confg/", which is to be renamed to "x/"`: {Rename: []restore.Rename{{Old: "config/", New: "y/"}, {Old: "confg/", New: "x/"}}},
+		`no selected key begins with "config/c"`:                               {Prefixes: []string{"config/"}, Rename: []restore.Rename{{Old: "config/c", New: "x"}}},
+		`no selected key begins with "other"`:                                  {Prefixes: []string{"config/"}, Rename: []restore.Rename{{Old: "other", New: "x"}}},
+		`no key begins with the prefix "confg/"`:                               {Prefixes: []string{"confg/"}},
+		`no key begins with the prefix "othr"`:                                 {Prefixes: []string{"config/", "othr"}},
+		`no key begins with the prefix "config/c"`:                             {Prefixes: []string{"", "config/c"}},
+	} {
+		for _, o := range []restore.Options{{}, {Apply: true}, {Apply: true, Force: true}} {
+			got, err := to(t, dest.config(), data, sel, o)
+			require.ErrorIs(t, err, restore.ErrNothingSelected)
+			require.ErrorContains(t, err, want)
+			require.Empty(t, got.items)
+		}
+	}
+	require.Equal(t, map[string]string{"config/a": "newer"}, dest.all(t))
+	got, err := to(t, dest.config(), data, Selection{Prefixes: []string{"config/b"}, Rename: []restore.Rename{{Old: "config/", New: "x/"}}}, restore.Options{Apply: true})
+	require.NoError(t, err, "a prefix within a rename")
+	require.EqualValues(t, 1, got.summary.Created)
 }
 
 // expected are the names at the destination with the keys that they come from, and how many keys cannot be.

@@ -9,10 +9,11 @@ import (
 
 // Selection says what of a snapshot is restored into a cluster.
 type Selection struct {
-	// Prefixes limits it to keys that begin with one of them; everything when empty. They are those of the snapshot.
+	// Prefixes limits it to keys that begin with one of them; everything when empty. They are those of the snapshot,
+	// and each has to fit a key of it.
 	Prefixes []string
 	// Rename gives keys another beginning. Of several that fit a key the one with the longest Old applies. Keys that come to the same
-	// name are Failed, each of them.
+	// name are Failed, each of them. Each Old has to fit a selected key.
 	Rename []restore.Rename
 	// Leases restores keys of leases too, with new leases of the same ids and with all of their time, which begins then. Nobody may
 	// hold them any more: such a key is gone again soon, which is what it was for.
