@@ -191,7 +191,7 @@ func (v *restoreView) end(s restore.Summary, err error) error {
 		v.printf("\n")
 	}
 	if err == nil || s != (restore.Summary{}) {
-		v.printf("%s\n", v.summary(s))
+		v.printf("%s\n", v.summary(s, v.r.flags.apply && !errors.Is(err, restore.ErrNotEmpty)))
 	}
 	if err == nil {
 		v.next(s)
@@ -200,10 +200,10 @@ func (v *restoreView) end(s restore.Summary, err error) error {
 	return errors.Join(err, v.err)
 }
 
-// summary is one line.
-func (v *restoreView) summary(s restore.Summary) string {
+// summary is one line: what was done, or, as long as nothing was, what would be.
+func (v *restoreView) summary(s restore.Summary, done bool) string {
 	words := []string{"to create", "to change", "the same", "differ", "only there", "to leave out", "would fail"}
-	if v.r.flags.apply {
+	if done {
 		words = []string{"created", "changed", "were the same", "differ and were left", "only there and left", "left out", "failed"}
 	}
 	parts := []string{fmt.Sprintf("%d %s", s.Created, words[0])}
@@ -213,7 +213,7 @@ func (v *restoreView) summary(s restore.Summary) string {
 		}
 	}
 	text := strings.Join(parts, ", ")
-	if v.r.flags.apply {
+	if done {
 		text += fmt.Sprintf("; %s in %s", size(s.Bytes), time.Since(v.r.began).Round(time.Millisecond))
 	}
 	return text
