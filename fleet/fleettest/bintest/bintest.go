@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -159,21 +160,30 @@ func get(ctx context.Context, url string) (string, error) {
 	return string(body), nil
 }
 
+// Ports are looked for below those that the system gives to outgoing connections (net.ipv4.ip_local_port_range begins at 32768):
+// one of these may take a port again before the server that it was found for listens.
+const firstPort, lastPort = 10240, 32000
+
 // FreePorts returns n loopback ports that are free now.
 func FreePorts(n int) ([]int, error) {
-	ports := make([]int, n)
-	for i := range ports {
-		ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // only to learn a free port
+	ports := make([]int, 0, n)
+	var taken error
+	for range 100 * n {
+		if len(ports) == n {
+			break
+		}
+		port := firstPort + rand.IntN(lastPort-firstPort)               //nolint:gosec // nobody is to be surprised by it
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)) //nolint:noctx // only to learn a free port
 		if err != nil {
-			return nil, fmt.Errorf("finding a free port: %w", err)
+			taken = err
+			continue
 		}
 		// All are held until all are known, so that no two are the same.
 		defer ln.Close()
-		addr, ok := ln.Addr().(*net.TCPAddr)
-		if !ok {
-			return nil, fmt.Errorf("unexpected address %s", ln.Addr())
-		}
-		ports[i] = addr.Port
+		ports = append(ports, port)
+	}
+	if len(ports) < n {
+		return nil, fmt.Errorf("finding a free port: %w", taken)
 	}
 	return ports, nil
 }
