@@ -247,7 +247,8 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, f Fault) {
 		return
 	}
 	defer resp.Body.Close()
-	// A server that answers before it has read everything leaves the rest to us, and the client must be rid of it.
+	// A server that answers before it has read everything leaves the rest to us, and the client must be rid of it. What
+	// goes wrong there is the client's own affair: it gets the answer all the same.
 	_, _ = io.Copy(io.Discard, r.Body)
 	p.reply(w, r, resp, f)
 }

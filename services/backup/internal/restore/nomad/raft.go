@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -64,10 +65,13 @@ func (d *destination) sendRaft(ctx context.Context, open restore.Open) error {
 		return nil
 	case broke != nil && sendCtx.Err() == nil:
 		return fmt.Errorf("reading the operator snapshot: %w", broke)
-	case statusOf(err) != 0:
+	case statusOf(err) != 0 && statusOf(err) < http.StatusInternalServerError:
 		return d.failed(doingRaft, err)
 	case sendCtx.Err() != nil:
 		err = context.Cause(sendCtx)
+	}
+	if !body.All() { // without its end nothing is restored
+		return d.failed(doingRaft, err)
 	}
 	return d.failed(doingRaft, fmt.Errorf("%w; whether it was restored is not known: look at the region, with the old tokens and the new", err))
 }

@@ -143,5 +143,15 @@ func TestRaftWithoutAnswer(t *testing.T) {
 	err := nomad.RestoreRaft(t.Context(), config.Nomad{Address: address}, opened(data))
 	require.ErrorContains(t, err, "whether it was restored is not known")
 	require.ErrorContains(t, err, address)
+	// A proxy answers 502 in the region's place, after it took everything.
+	address = dst.before(t, func(req *http.Request) {
+		if req.Method == http.MethodPut {
+			_, _ = io.Copy(io.Discard, req.Body)
+			req.Body = io.NopCloser(iotest.ErrReader(io.ErrUnexpectedEOF))
+		}
+	})
+	err = nomad.RestoreRaft(t.Context(), config.Nomad{Address: address}, opened(data))
+	require.ErrorContains(t, err, "502")
+	require.ErrorContains(t, err, "whether it was restored is not known")
 	require.NoError(t, nomad.RestoreRaft(t.Context(), dst.cfg, opened(data)), "without ACLs it needs no token")
 }
