@@ -8,6 +8,8 @@ package config
 
 import (
 	"time"
+
+	"github.com/prometheus/alertmanager/timeinterval"
 )
 
 // Config is a whole lifeboat.yaml. Fields that a service does not use are checked all the same.
@@ -16,6 +18,7 @@ type Config struct {
 	Store        Store        `yaml:"store"`
 	Encryption   Encryption   `yaml:"encryption"`
 	Targets      []Target     `yaml:"targets"`
+	Workers      Workers      `yaml:"workers"`
 	Alertmanager Alertmanager `yaml:"alertmanager"`
 	Notifier     Notifier     `yaml:"notifier"`
 }
@@ -119,6 +122,25 @@ type Target struct {
 	Schedule string `yaml:"schedule"`
 	// TimeZone is an IANA name; UTC when empty.
 	TimeZone string `yaml:"time_zone"`
+	// Splay moves all ticks of the target by a fixed part of it, which follows from the target's name: targets with the same
+	// schedule then do not all begin at once. Zero: no target is moved.
+	Splay time.Duration `yaml:"splay"`
+	// Blackout are times in which no job of the target is started by a schedule, in Alertmanager's time intervals and in the
+	// target's time zone unless they name a location. A person's jobs run all the same.
+	Blackout []Blackout `yaml:"blackout"`
+	// CatchUp is what becomes of ticks that passed while no scheduler ran: CatchUpLatest (also when empty), CatchUpAll or CatchUpNone.
+	CatchUp string `yaml:"catch_up"`
+	// CatchUpWindow is how late a tick may still be run; with CatchUpAll 24h when empty, with CatchUpLatest any time.
+	CatchUpWindow time.Duration `yaml:"catch_up_window"`
+	// CatchUpMax is how many ticks CatchUpAll runs at most, the newest ones; 10 when empty.
+	CatchUpMax int `yaml:"catch_up_max"`
+	// Overlap is what becomes of a tick while the job before it waits or runs: OverlapSkip (also when empty), or OverlapQueue, which
+	// runs one tick when that job has ended and skips further ones.
+	Overlap string `yaml:"overlap"`
+	// Paused stops the target's schedules, as `lifeboat schedule pause` does. A person's jobs run all the same.
+	Paused bool `yaml:"paused"`
+	// Zone names where the target can be reached from: only workers of this zone (--zone) take its jobs. Empty: any worker.
+	Zone string `yaml:"zone"`
 	// RPO is how old the newest good snapshot may get before it is an alert. Zero: no alert.
 	RPO time.Duration `yaml:"rpo"`
 	// Timeout is the longest a snapshot may take; 1h when empty. It bounds how long the source holds its read open.
@@ -131,6 +153,40 @@ type Target struct {
 	Verify          Verify    `yaml:"verify"`
 	Retention       Retention `yaml:"retention"`
 	Prune           Prune     `yaml:"prune"`
+}
+
+// Values of Target.CatchUp and Target.Overlap.
+const (
+	CatchUpLatest = "latest"
+	CatchUpAll    = "all"
+	CatchUpNone   = "none"
+	OverlapSkip   = "skip"
+	OverlapQueue  = "queue"
+)
+
+// Blackout is one of Alertmanager's time intervals:
+// https://prometheus.io/docs/alerting/latest/configuration/#time_interval.
+type Blackout struct{ timeinterval.TimeInterval }
+
+// UnmarshalYAML implements yaml.InterfaceUnmarshaler.
+func (b *Blackout) UnmarshalYAML(unmarshal func(any) error) error { return unmarshal(&b.TimeInterval) }
+
+// Workers is about all workers together.
+type Workers struct {
+	FleetConcurrency FleetConcurrency `yaml:"fleet_concurrency"`
+}
+
+// FleetConcurrency is how many jobs of a kind all workers together run at once; 0 is no limit but their --concurrency.
+type FleetConcurrency struct {
+	Snapshot int `yaml:"snapshot"`
+	Verify   int `yaml:"verify"`
+	Drill    int `yaml:"drill"`
+	Prune    int `yaml:"prune"`
+}
+
+// Of is the limit of one kind of work.
+func (f FleetConcurrency) Of(w Work) int {
+	return map[Work]int{WorkSnapshot: f.Snapshot, WorkVerify: f.Verify, WorkDrill: f.Drill, WorkPrune: f.Prune}[w]
 }
 
 // ReadBack says how a fresh upload is compared before it is committed.
@@ -377,6 +433,9 @@ const (
 	defaultOrphanAge   = 24 * time.Hour
 	defaultDrillLimit  = time.Hour
 	defaultRegion      = "us-east-1"
+
+	defaultCatchUpWindow = 24 * time.Hour
+	defaultCatchUpMax    = 10
 )
 
 func (c *Config) setDefaults() {
@@ -418,6 +477,18 @@ func (t *Target) setDefaults() {
 	}
 	if t.Retention.ShrinkGuard == 0 {
 		t.Retention.ShrinkGuard = defaultShrinkGuard
+	}
+	if t.CatchUp == "" {
+		t.CatchUp = CatchUpLatest
+	}
+	if t.CatchUp == CatchUpAll && t.CatchUpWindow == 0 {
+		t.CatchUpWindow = defaultCatchUpWindow
+	}
+	if t.CatchUpMax == 0 {
+		t.CatchUpMax = defaultCatchUpMax
+	}
+	if t.Overlap == "" {
+		t.Overlap = OverlapSkip
 	}
 	if t.Drill.Timeout == 0 {
 		t.Drill.Timeout = defaultDrillLimit

@@ -111,7 +111,9 @@ type DrillReport struct {
 	MaxRto      *durationpb.Duration `protobuf:"bytes,22,opt,name=max_rto,json=maxRto,proto3" json:"max_rto,omitempty"`
 	RequestedBy string               `protobuf:"bytes,23,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
 	// What the drill used at most, of what its budget allowed.
-	Usage         *Usage `protobuf:"bytes,24,opt,name=usage,proto3" json:"usage,omitempty"`
+	Usage *Usage `protobuf:"bytes,24,opt,name=usage,proto3" json:"usage,omitempty"`
+	// The scheduled time of the drill; absent when a person asked.
+	Tick          *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=tick,proto3" json:"tick,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -310,6 +312,13 @@ func (x *DrillReport) GetRequestedBy() string {
 func (x *DrillReport) GetUsage() *Usage {
 	if x != nil {
 		return x.Usage
+	}
+	return nil
+}
+
+func (x *DrillReport) GetTick() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Tick
 	}
 	return nil
 }
@@ -537,7 +546,7 @@ var File_lifeboat_v1_drill_proto protoreflect.FileDescriptor
 
 const file_lifeboat_v1_drill_proto_rawDesc = "" +
 	"\n" +
-	"\x17lifeboat/v1/drill.proto\x12\vlifeboat.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15lifeboat/v1/job.proto\"\xdb\a\n" +
+	"\x17lifeboat/v1/drill.proto\x12\vlifeboat.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15lifeboat/v1/job.proto\"\x8b\b\n" +
 	"\vDrillReport\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\x05R\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x16\n" +
@@ -566,7 +575,8 @@ const file_lifeboat_v1_drill_proto_rawDesc = "" +
 	"\bidentity\x18\x15 \x01(\tR\bidentity\x122\n" +
 	"\amax_rto\x18\x16 \x01(\v2\x19.google.protobuf.DurationR\x06maxRto\x12!\n" +
 	"\frequested_by\x18\x17 \x01(\tR\vrequestedBy\x12(\n" +
-	"\x05usage\x18\x18 \x01(\v2\x12.lifeboat.v1.UsageR\x05usage\"E\n" +
+	"\x05usage\x18\x18 \x01(\v2\x12.lifeboat.v1.UsageR\x05usage\x12.\n" +
+	"\x04tick\x18\x19 \x01(\v2\x1a.google.protobuf.TimestampR\x04tick\"E\n" +
 	"\x05Level\x12\x15\n" +
 	"\x11LEVEL_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rLEVEL_DECODED\x10\x01\x12\x12\n" +
@@ -626,13 +636,14 @@ var file_lifeboat_v1_drill_proto_depIdxs = []int32{
 	7,  // 7: lifeboat.v1.DrillReport.data_age:type_name -> google.protobuf.Duration
 	7,  // 8: lifeboat.v1.DrillReport.max_rto:type_name -> google.protobuf.Duration
 	2,  // 9: lifeboat.v1.DrillReport.usage:type_name -> lifeboat.v1.Usage
-	7,  // 10: lifeboat.v1.Phase.took:type_name -> google.protobuf.Duration
-	7,  // 11: lifeboat.v1.Phase.began:type_name -> google.protobuf.Duration
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	6,  // 10: lifeboat.v1.DrillReport.tick:type_name -> google.protobuf.Timestamp
+	7,  // 11: lifeboat.v1.Phase.took:type_name -> google.protobuf.Duration
+	7,  // 12: lifeboat.v1.Phase.began:type_name -> google.protobuf.Duration
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_lifeboat_v1_drill_proto_init() }

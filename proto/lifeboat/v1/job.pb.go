@@ -9,6 +9,7 @@ package lifeboatv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -84,8 +85,12 @@ const (
 	ScheduleState_OUTCOME_ANCHOR ScheduleState_Outcome = 1
 	// A job was stored in the same batch.
 	ScheduleState_OUTCOME_EMITTED ScheduleState_Outcome = 2
-	// No job was stored; reason says why.
+	// No job was stored; missed says why.
 	ScheduleState_OUTCOME_MISSED ScheduleState_Outcome = 3
+	// A job will be stored, as soon as the one that waits or runs has ended: the tick is in pending.
+	ScheduleState_OUTCOME_QUEUED ScheduleState_Outcome = 4
+	// The schedule was taken out of the configuration. Ticks from here on are nobody's, until it is there again.
+	ScheduleState_OUTCOME_REMOVED ScheduleState_Outcome = 5
 )
 
 // Enum value maps for ScheduleState_Outcome.
@@ -95,12 +100,16 @@ var (
 		1: "OUTCOME_ANCHOR",
 		2: "OUTCOME_EMITTED",
 		3: "OUTCOME_MISSED",
+		4: "OUTCOME_QUEUED",
+		5: "OUTCOME_REMOVED",
 	}
 	ScheduleState_Outcome_value = map[string]int32{
 		"OUTCOME_UNSPECIFIED": 0,
 		"OUTCOME_ANCHOR":      1,
 		"OUTCOME_EMITTED":     2,
 		"OUTCOME_MISSED":      3,
+		"OUTCOME_QUEUED":      4,
+		"OUTCOME_REMOVED":     5,
 	}
 )
 
@@ -140,6 +149,10 @@ const (
 	// The holder is writing its commit point and will have given up by commit_until.
 	ClaimState_PHASE_COMMITTING ClaimState_Phase = 2
 	ClaimState_PHASE_RELEASED   ClaimState_Phase = 3
+	// The holder was stopped and gave the job back: this attempt does not count.
+	ClaimState_PHASE_HANDED_BACK ClaimState_Phase = 4
+	// Somebody does not want the job any more: whoever gets it ends it.
+	ClaimState_PHASE_CANCELLED ClaimState_Phase = 5
 )
 
 // Enum value maps for ClaimState_Phase.
@@ -149,12 +162,16 @@ var (
 		1: "PHASE_RUNNING",
 		2: "PHASE_COMMITTING",
 		3: "PHASE_RELEASED",
+		4: "PHASE_HANDED_BACK",
+		5: "PHASE_CANCELLED",
 	}
 	ClaimState_Phase_value = map[string]int32{
 		"PHASE_UNSPECIFIED": 0,
 		"PHASE_RUNNING":     1,
 		"PHASE_COMMITTING":  2,
 		"PHASE_RELEASED":    3,
+		"PHASE_HANDED_BACK": 4,
+		"PHASE_CANCELLED":   5,
 	}
 )
 
@@ -182,7 +199,7 @@ func (x ClaimState_Phase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ClaimState_Phase.Descriptor instead.
 func (ClaimState_Phase) EnumDescriptor() ([]byte, []int) {
-	return file_lifeboat_v1_job_proto_rawDescGZIP(), []int{2, 0}
+	return file_lifeboat_v1_job_proto_rawDescGZIP(), []int{5, 0}
 }
 
 // Job is the payload of lifeboat.job.<work>.<target>. The subject says what to do and to which target; every field here
@@ -260,23 +277,28 @@ func (x *Job) GetIdentity() string {
 	return ""
 }
 
-// ScheduleState is the last value of lifeboat.state.schedule.<target>.<work>: what was decided about the newest tick.
+// ScheduleState is the last value of lifeboat.state.schedule.<target>.<schedule>: what was decided about the newest tick.
 // It is written in one atomic batch with the job, so both exist or neither does.
 type ScheduleState struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest tick that was decided.
 	Tick    *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=tick,proto3" json:"tick,omitempty"`
 	Outcome ScheduleState_Outcome  `protobuf:"varint,2,opt,name=outcome,proto3,enum=lifeboat.v1.ScheduleState_Outcome" json:"outcome,omitempty"`
-	// For OUTCOME_MISSED: "down" or "overlap".
-	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	// The schedule and zone that the tick belongs to. A different one in the configuration starts from a new anchor.
+	// The schedule, zone and splay that the tick belongs to. Others in the configuration start from a new anchor.
 	Schedule  string                 `protobuf:"bytes,4,opt,name=schedule,proto3" json:"schedule,omitempty"`
 	TimeZone  string                 `protobuf:"bytes,5,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	Splay     *durationpb.Duration   `protobuf:"bytes,14,opt,name=splay,proto3" json:"splay,omitempty"`
 	DecidedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=decided_at,json=decidedAt,proto3" json:"decided_at,omitempty"`
-	// Ticks passed over before this one while no scheduler ran: how many, and the oldest.
-	Skipped     int64                  `protobuf:"varint,7,opt,name=skipped,proto3" json:"skipped,omitempty"`
-	SkippedFrom *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=skipped_from,json=skippedFrom,proto3" json:"skipped_from,omitempty"`
-	// The missed ticks that this state tells of are in the audit log.
-	Recorded      bool `protobuf:"varint,9,opt,name=recorded,proto3" json:"recorded,omitempty"`
+	// The ticks in missed are in the audit log.
+	Recorded bool `protobuf:"varint,9,opt,name=recorded,proto3" json:"recorded,omitempty"`
+	// Ticks that will be emitted one after the other, oldest first, each when no job of the target waits or runs.
+	Pending []*timestamppb.Timestamp `protobuf:"bytes,10,rep,name=pending,proto3" json:"pending,omitempty"`
+	// Ticks that were not run, by reason.
+	Missed []*MissedTicks `protobuf:"bytes,11,rep,name=missed,proto3" json:"missed,omitempty"`
+	// Absent when the schedule is not paused.
+	Pause *Pause `protobuf:"bytes,12,opt,name=pause,proto3" json:"pause,omitempty"`
+	// An anchor that was written before a worker could be asked what the bucket knows of earlier ticks.
+	Unconfirmed   bool `protobuf:"varint,13,opt,name=unconfirmed,proto3" json:"unconfirmed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -325,13 +347,6 @@ func (x *ScheduleState) GetOutcome() ScheduleState_Outcome {
 	return ScheduleState_OUTCOME_UNSPECIFIED
 }
 
-func (x *ScheduleState) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
 func (x *ScheduleState) GetSchedule() string {
 	if x != nil {
 		return x.Schedule
@@ -346,23 +361,16 @@ func (x *ScheduleState) GetTimeZone() string {
 	return ""
 }
 
-func (x *ScheduleState) GetDecidedAt() *timestamppb.Timestamp {
+func (x *ScheduleState) GetSplay() *durationpb.Duration {
 	if x != nil {
-		return x.DecidedAt
+		return x.Splay
 	}
 	return nil
 }
 
-func (x *ScheduleState) GetSkipped() int64 {
+func (x *ScheduleState) GetDecidedAt() *timestamppb.Timestamp {
 	if x != nil {
-		return x.Skipped
-	}
-	return 0
-}
-
-func (x *ScheduleState) GetSkippedFrom() *timestamppb.Timestamp {
-	if x != nil {
-		return x.SkippedFrom
+		return x.DecidedAt
 	}
 	return nil
 }
@@ -374,21 +382,292 @@ func (x *ScheduleState) GetRecorded() bool {
 	return false
 }
 
-// ClaimState is the last value of lifeboat.state.claim.<target>.<work>: which delivery of which job may commit.
+func (x *ScheduleState) GetPending() []*timestamppb.Timestamp {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+func (x *ScheduleState) GetMissed() []*MissedTicks {
+	if x != nil {
+		return x.Missed
+	}
+	return nil
+}
+
+func (x *ScheduleState) GetPause() *Pause {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+func (x *ScheduleState) GetUnconfirmed() bool {
+	if x != nil {
+		return x.Unconfirmed
+	}
+	return false
+}
+
+// MissedTicks are ticks of one schedule that were not run.
+type MissedTicks struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "down" (no scheduler decided them in time), "paused", "blackout", "overlap" (a job waited or ran), "removed" (the schedule was
+	// taken out of the configuration while they were queued).
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	Count  int64  `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// The oldest and the newest of them.
+	From *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	To   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	// For "overlap": the job that was in the way; empty when it was gone by the time it was looked at.
+	JobId         string `protobuf:"bytes,5,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissedTicks) Reset() {
+	*x = MissedTicks{}
+	mi := &file_lifeboat_v1_job_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissedTicks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissedTicks) ProtoMessage() {}
+
+func (x *MissedTicks) ProtoReflect() protoreflect.Message {
+	mi := &file_lifeboat_v1_job_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissedTicks.ProtoReflect.Descriptor instead.
+func (*MissedTicks) Descriptor() ([]byte, []int) {
+	return file_lifeboat_v1_job_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *MissedTicks) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *MissedTicks) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *MissedTicks) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *MissedTicks) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *MissedTicks) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+// Pause stops a schedule. It is written into the schedule's state, so that no tick can slip between.
+type Pause struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	// When it ends by itself; absent: with `lifeboat schedule resume`.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pause) Reset() {
+	*x = Pause{}
+	mi := &file_lifeboat_v1_job_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pause) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pause) ProtoMessage() {}
+
+func (x *Pause) ProtoReflect() protoreflect.Message {
+	mi := &file_lifeboat_v1_job_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pause.ProtoReflect.Descriptor instead.
+func (*Pause) Descriptor() ([]byte, []int) {
+	return file_lifeboat_v1_job_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Pause) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Pause) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *Pause) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Pause) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// History is what the bucket knows of a target, as a worker answers it on lifeboat.ask.history.<target>.
+type History struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Target string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// The newest good snapshot and when its data was read; absent when there is none.
+	SnapshotId        string                 `protobuf:"bytes,2,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	SnapshotStartedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=snapshot_started_at,json=snapshotStartedAt,proto3" json:"snapshot_started_at,omitempty"`
+	// The newest tick that has a snapshot, a passed or failed drill with the worker's identity, and one with the escrow identity.
+	SnapshotTick    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=snapshot_tick,json=snapshotTick,proto3" json:"snapshot_tick,omitempty"`
+	DrillTick       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=drill_tick,json=drillTick,proto3" json:"drill_tick,omitempty"`
+	EscrowDrillTick *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=escrow_drill_tick,json=escrowDrillTick,proto3" json:"escrow_drill_tick,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *History) Reset() {
+	*x = History{}
+	mi := &file_lifeboat_v1_job_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *History) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*History) ProtoMessage() {}
+
+func (x *History) ProtoReflect() protoreflect.Message {
+	mi := &file_lifeboat_v1_job_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use History.ProtoReflect.Descriptor instead.
+func (*History) Descriptor() ([]byte, []int) {
+	return file_lifeboat_v1_job_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *History) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *History) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
+func (x *History) GetSnapshotStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SnapshotStartedAt
+	}
+	return nil
+}
+
+func (x *History) GetSnapshotTick() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SnapshotTick
+	}
+	return nil
+}
+
+func (x *History) GetDrillTick() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DrillTick
+	}
+	return nil
+}
+
+func (x *History) GetEscrowDrillTick() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EscrowDrillTick
+	}
+	return nil
+}
+
+// ClaimState is the last value of lifeboat.state.claim.<target>.<work>: which delivery of which job may go on and commit.
 type ClaimState struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	JobId         string                 `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	Attempt       int64                  `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	Worker        string                 `protobuf:"bytes,3,opt,name=worker,proto3" json:"worker,omitempty"`
-	Phase         ClaimState_Phase       `protobuf:"varint,4,opt,name=phase,proto3,enum=lifeboat.v1.ClaimState_Phase" json:"phase,omitempty"`
-	CommitUntil   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=commit_until,json=commitUntil,proto3" json:"commit_until,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	JobId string                 `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// Deliveries of the job that began to work and were not handed back, from 1.
+	Attempt     int64                  `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Worker      string                 `protobuf:"bytes,3,opt,name=worker,proto3" json:"worker,omitempty"`
+	Phase       ClaimState_Phase       `protobuf:"varint,4,opt,name=phase,proto3,enum=lifeboat.v1.ClaimState_Phase" json:"phase,omitempty"`
+	CommitUntil *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=commit_until,json=commitUntil,proto3" json:"commit_until,omitempty"`
+	// When this delivery began.
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// For PHASE_CANCELLED: who.
+	CancelledBy   string `protobuf:"bytes,7,opt,name=cancelled_by,json=cancelledBy,proto3" json:"cancelled_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClaimState) Reset() {
 	*x = ClaimState{}
-	mi := &file_lifeboat_v1_job_proto_msgTypes[2]
+	mi := &file_lifeboat_v1_job_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +679,7 @@ func (x *ClaimState) String() string {
 func (*ClaimState) ProtoMessage() {}
 
 func (x *ClaimState) ProtoReflect() protoreflect.Message {
-	mi := &file_lifeboat_v1_job_proto_msgTypes[2]
+	mi := &file_lifeboat_v1_job_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +692,7 @@ func (x *ClaimState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimState.ProtoReflect.Descriptor instead.
 func (*ClaimState) Descriptor() ([]byte, []int) {
-	return file_lifeboat_v1_job_proto_rawDescGZIP(), []int{2}
+	return file_lifeboat_v1_job_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ClaimState) GetJobId() string {
@@ -451,44 +730,88 @@ func (x *ClaimState) GetCommitUntil() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ClaimState) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *ClaimState) GetCancelledBy() string {
+	if x != nil {
+		return x.CancelledBy
+	}
+	return ""
+}
+
 var File_lifeboat_v1_job_proto protoreflect.FileDescriptor
 
 const file_lifeboat_v1_job_proto_rawDesc = "" +
 	"\n" +
-	"\x15lifeboat/v1/job.proto\x12\vlifeboat.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x01\n" +
+	"\x15lifeboat/v1/job.proto\x12\vlifeboat.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x01\n" +
 	"\x03Job\x12.\n" +
 	"\x04tick\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04tick\x12!\n" +
 	"\frequested_by\x18\x02 \x01(\tR\vrequestedBy\x12\x1a\n" +
 	"\bsnapshot\x18\x03 \x01(\tR\bsnapshot\x12\x1a\n" +
-	"\bidentity\x18\x04 \x01(\tR\bidentity\"\xdf\x03\n" +
+	"\bidentity\x18\x04 \x01(\tR\bidentity\"\xae\x05\n" +
 	"\rScheduleState\x12.\n" +
 	"\x04tick\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04tick\x12<\n" +
-	"\aoutcome\x18\x02 \x01(\x0e2\".lifeboat.v1.ScheduleState.OutcomeR\aoutcome\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1a\n" +
+	"\aoutcome\x18\x02 \x01(\x0e2\".lifeboat.v1.ScheduleState.OutcomeR\aoutcome\x12\x1a\n" +
 	"\bschedule\x18\x04 \x01(\tR\bschedule\x12\x1b\n" +
-	"\ttime_zone\x18\x05 \x01(\tR\btimeZone\x129\n" +
+	"\ttime_zone\x18\x05 \x01(\tR\btimeZone\x12/\n" +
+	"\x05splay\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\x05splay\x129\n" +
 	"\n" +
-	"decided_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tdecidedAt\x12\x18\n" +
-	"\askipped\x18\a \x01(\x03R\askipped\x12=\n" +
-	"\fskipped_from\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vskippedFrom\x12\x1a\n" +
-	"\brecorded\x18\t \x01(\bR\brecorded\"_\n" +
+	"decided_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tdecidedAt\x12\x1a\n" +
+	"\brecorded\x18\t \x01(\bR\brecorded\x124\n" +
+	"\apending\x18\n" +
+	" \x03(\v2\x1a.google.protobuf.TimestampR\apending\x120\n" +
+	"\x06missed\x18\v \x03(\v2\x18.lifeboat.v1.MissedTicksR\x06missed\x12(\n" +
+	"\x05pause\x18\f \x01(\v2\x12.lifeboat.v1.PauseR\x05pause\x12 \n" +
+	"\vunconfirmed\x18\r \x01(\bR\vunconfirmed\"\x88\x01\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eOUTCOME_ANCHOR\x10\x01\x12\x13\n" +
 	"\x0fOUTCOME_EMITTED\x10\x02\x12\x12\n" +
-	"\x0eOUTCOME_MISSED\x10\x03\"\xa6\x02\n" +
+	"\x0eOUTCOME_MISSED\x10\x03\x12\x12\n" +
+	"\x0eOUTCOME_QUEUED\x10\x04\x12\x13\n" +
+	"\x0fOUTCOME_REMOVED\x10\x05J\x04\b\x03\x10\x04J\x04\b\a\x10\bJ\x04\b\b\x10\tR\x06reasonR\askippedR\fskipped_from\"\xae\x01\n" +
+	"\vMissedTicks\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x03R\x05count\x12.\n" +
+	"\x04from\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12\x15\n" +
+	"\x06job_id\x18\x05 \x01(\tR\x05jobId\"\x93\x01\n" +
+	"\x05Pause\x120\n" +
+	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xd2\x02\n" +
+	"\aHistory\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x1f\n" +
+	"\vsnapshot_id\x18\x02 \x01(\tR\n" +
+	"snapshotId\x12J\n" +
+	"\x13snapshot_started_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x11snapshotStartedAt\x12?\n" +
+	"\rsnapshot_tick\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fsnapshotTick\x129\n" +
+	"\n" +
+	"drill_tick\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tdrillTick\x12F\n" +
+	"\x11escrow_drill_tick\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0fescrowDrillTick\"\xb1\x03\n" +
 	"\n" +
 	"ClaimState\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x03R\aattempt\x12\x16\n" +
 	"\x06worker\x18\x03 \x01(\tR\x06worker\x123\n" +
 	"\x05phase\x18\x04 \x01(\x0e2\x1d.lifeboat.v1.ClaimState.PhaseR\x05phase\x12=\n" +
-	"\fcommit_until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vcommitUntil\"[\n" +
+	"\fcommit_until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vcommitUntil\x129\n" +
+	"\n" +
+	"started_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12!\n" +
+	"\fcancelled_by\x18\a \x01(\tR\vcancelledBy\"\x87\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rPHASE_RUNNING\x10\x01\x12\x14\n" +
 	"\x10PHASE_COMMITTING\x10\x02\x12\x12\n" +
-	"\x0ePHASE_RELEASED\x10\x03*L\n" +
+	"\x0ePHASE_RELEASED\x10\x03\x12\x15\n" +
+	"\x11PHASE_HANDED_BACK\x10\x04\x12\x13\n" +
+	"\x0fPHASE_CANCELLED\x10\x05*L\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tKIND_ETCD\x10\x01\x12\x0f\n" +
@@ -509,29 +832,45 @@ func file_lifeboat_v1_job_proto_rawDescGZIP() []byte {
 }
 
 var file_lifeboat_v1_job_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_lifeboat_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_lifeboat_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_lifeboat_v1_job_proto_goTypes = []any{
 	(Kind)(0),                     // 0: lifeboat.v1.Kind
 	(ScheduleState_Outcome)(0),    // 1: lifeboat.v1.ScheduleState.Outcome
 	(ClaimState_Phase)(0),         // 2: lifeboat.v1.ClaimState.Phase
 	(*Job)(nil),                   // 3: lifeboat.v1.Job
 	(*ScheduleState)(nil),         // 4: lifeboat.v1.ScheduleState
-	(*ClaimState)(nil),            // 5: lifeboat.v1.ClaimState
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*MissedTicks)(nil),           // 5: lifeboat.v1.MissedTicks
+	(*Pause)(nil),                 // 6: lifeboat.v1.Pause
+	(*History)(nil),               // 7: lifeboat.v1.History
+	(*ClaimState)(nil),            // 8: lifeboat.v1.ClaimState
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
 }
 var file_lifeboat_v1_job_proto_depIdxs = []int32{
-	6, // 0: lifeboat.v1.Job.tick:type_name -> google.protobuf.Timestamp
-	6, // 1: lifeboat.v1.ScheduleState.tick:type_name -> google.protobuf.Timestamp
-	1, // 2: lifeboat.v1.ScheduleState.outcome:type_name -> lifeboat.v1.ScheduleState.Outcome
-	6, // 3: lifeboat.v1.ScheduleState.decided_at:type_name -> google.protobuf.Timestamp
-	6, // 4: lifeboat.v1.ScheduleState.skipped_from:type_name -> google.protobuf.Timestamp
-	2, // 5: lifeboat.v1.ClaimState.phase:type_name -> lifeboat.v1.ClaimState.Phase
-	6, // 6: lifeboat.v1.ClaimState.commit_until:type_name -> google.protobuf.Timestamp
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	9,  // 0: lifeboat.v1.Job.tick:type_name -> google.protobuf.Timestamp
+	9,  // 1: lifeboat.v1.ScheduleState.tick:type_name -> google.protobuf.Timestamp
+	1,  // 2: lifeboat.v1.ScheduleState.outcome:type_name -> lifeboat.v1.ScheduleState.Outcome
+	10, // 3: lifeboat.v1.ScheduleState.splay:type_name -> google.protobuf.Duration
+	9,  // 4: lifeboat.v1.ScheduleState.decided_at:type_name -> google.protobuf.Timestamp
+	9,  // 5: lifeboat.v1.ScheduleState.pending:type_name -> google.protobuf.Timestamp
+	5,  // 6: lifeboat.v1.ScheduleState.missed:type_name -> lifeboat.v1.MissedTicks
+	6,  // 7: lifeboat.v1.ScheduleState.pause:type_name -> lifeboat.v1.Pause
+	9,  // 8: lifeboat.v1.MissedTicks.from:type_name -> google.protobuf.Timestamp
+	9,  // 9: lifeboat.v1.MissedTicks.to:type_name -> google.protobuf.Timestamp
+	9,  // 10: lifeboat.v1.Pause.since:type_name -> google.protobuf.Timestamp
+	9,  // 11: lifeboat.v1.Pause.until:type_name -> google.protobuf.Timestamp
+	9,  // 12: lifeboat.v1.History.snapshot_started_at:type_name -> google.protobuf.Timestamp
+	9,  // 13: lifeboat.v1.History.snapshot_tick:type_name -> google.protobuf.Timestamp
+	9,  // 14: lifeboat.v1.History.drill_tick:type_name -> google.protobuf.Timestamp
+	9,  // 15: lifeboat.v1.History.escrow_drill_tick:type_name -> google.protobuf.Timestamp
+	2,  // 16: lifeboat.v1.ClaimState.phase:type_name -> lifeboat.v1.ClaimState.Phase
+	9,  // 17: lifeboat.v1.ClaimState.commit_until:type_name -> google.protobuf.Timestamp
+	9,  // 18: lifeboat.v1.ClaimState.started_at:type_name -> google.protobuf.Timestamp
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_lifeboat_v1_job_proto_init() }
@@ -545,7 +884,7 @@ func file_lifeboat_v1_job_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lifeboat_v1_job_proto_rawDesc), len(file_lifeboat_v1_job_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   3,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -7,6 +7,8 @@ import (
 	"io"
 	"strings"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
@@ -38,7 +40,7 @@ func (r *reader) listSnapshots(ctx context.Context, out io.Writer, args []string
 		return err
 	}
 	all := []json.RawMessage{}
-	t := newTable(out, "TARGET", "SNAPSHOT", "AGE", "RAW", "STORED", "REVISION", "COUNTED", "VERIFIED", "PROVEN", "FLAGS")
+	t := console.NewTable(out, "TARGET", "SNAPSHOT", "AGE", "RAW", "STORED", "REVISION", "COUNTED", "VERIFIED", "PROVEN", "FLAGS")
 	for _, target := range targets {
 		snapshots, err := cat.List(ctx, target.Name)
 		if err != nil {
@@ -54,17 +56,17 @@ func (r *reader) listSnapshots(ctx context.Context, out io.Writer, args []string
 			if p := s.Proven(); p != nil {
 				proven = p.GetId()
 			}
-			f := orDash(strings.Join(flags(s), " "))
+			f := console.OrDash(strings.Join(flags(s), " "))
 			if s.Damaged() {
-				f = red(out, f)
+				f = console.Red(out, f)
 			}
-			t.row(target.Name, s.GetId(), age(s.GetCommittedAt().AsTime()), size(s.GetData().GetRaw().GetBytes()),
+			t.Row(target.Name, s.GetId(), console.Age(s.GetCommittedAt().AsTime()), size(s.GetData().GetRaw().GetBytes()),
 				size(s.GetData().GetStored().GetBytes()), fmt.Sprint(s.GetSource().GetRevision()),
 				counted(s.GetKind(), s.GetSource()), s.GetVerification().GetMethod(), proven, f)
 		}
 	}
-	if r.output == outputJSON {
-		return writeJSON(out, all)
+	if r.output == console.OutputJSON {
+		return console.WriteJSON(out, all)
 	}
-	return t.flush("no snapshots yet; take one with: lifeboat snapshot run <target>")
+	return t.Flush("no snapshots yet; take one with: lifeboat snapshot run <target>")
 }

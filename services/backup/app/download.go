@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"
@@ -89,9 +91,9 @@ func (d *download) mayWrite() error {
 	case err != nil:
 		return fmt.Errorf("looking at %s: %w", d.file, err)
 	case info.IsDir():
-		return usagef("%s is a folder; name a file with -o", d.file)
+		return console.Usagef("%s is a folder; name a file with -o", d.file)
 	case !d.force:
-		return usagef("%s exists already; name another file with -o, or replace it with --force", d.file)
+		return console.Usagef("%s exists already; name another file with -o, or replace it with --force", d.file)
 	}
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -59,7 +61,7 @@ func drillRunCommand() *cobra.Command {
 			case config.IdentityEscrow:
 				job.Identity = identity
 			default:
-				return usagef("--identity: %q is not %s or %s", identity, identityWorker, config.IdentityEscrow)
+				return console.Usagef("--identity: %q is not %s or %s", identity, identityWorker, config.IdentityEscrow)
 			}
 			return f.run(cmd, config.WorkDrill, args[0], job)
 		},
@@ -67,8 +69,8 @@ func drillRunCommand() *cobra.Command {
 	f.add(cmd)
 	cmd.Flags().StringVar(&job.Snapshot, "snapshot", "", "latest (also when empty), oldest, random or an `id`")
 	cmd.Flags().StringVar(&identity, "identity", "", "the key to decrypt with: worker (also when empty), or escrow for the target's drill.escrow")
-	completeFlag(cmd, "snapshot", "latest", "oldest", "random")
-	completeFlag(cmd, "identity", identityWorker, config.IdentityEscrow)
+	console.CompleteFlag(cmd, "snapshot", "latest", "oldest", "random")
+	console.CompleteFlag(cmd, "identity", identityWorker, config.IdentityEscrow)
 	return cmd
 }
 
@@ -81,7 +83,7 @@ func (r *reader) listDrills(ctx context.Context, out io.Writer, args []string) e
 		return err
 	}
 	var messages []proto.Message
-	t := newTable(out, "TARGET", "DRILL", "SNAPSHOT", "AGE", "RESULT", "LEVEL", "RTO", "KEY", "FAILED PHASE", "SUMMARY")
+	t := console.NewTable(out, "TARGET", "DRILL", "SNAPSHOT", "AGE", "RESULT", "LEVEL", "RTO", "KEY", "FAILED PHASE", "SUMMARY")
 	for _, target := range targets {
 		snapshots, err := cat.List(ctx, target.Name)
 		if err != nil {
@@ -92,17 +94,17 @@ func (r *reader) listDrills(ctx context.Context, out io.Writer, args []string) e
 				messages = append(messages, d)
 				result, text := "passed", d.GetSummary()
 				if !d.GetPassed() {
-					result, text = red(out, "FAILED"), d.GetFailure()
+					result, text = console.Red(out, "FAILED"), d.GetFailure()
 				}
-				t.row(target.Name, d.GetId(), d.GetSnapshotId(), age(d.GetFinishedAt().AsTime()), result, levelName(d.GetLevel()),
-					took(d.GetRto()), orDash(d.GetIdentity()), orDash(d.GetFailedPhase()), firstLine(text))
+				t.Row(target.Name, d.GetId(), d.GetSnapshotId(), console.Age(d.GetFinishedAt().AsTime()), result, levelName(d.GetLevel()),
+					took(d.GetRto()), console.OrDash(d.GetIdentity()), console.OrDash(d.GetFailedPhase()), console.FirstLine(text))
 			}
 		}
 	}
-	if r.output == outputJSON {
-		return printJSON(out, messages)
+	if r.output == console.OutputJSON {
+		return console.PrintJSON(out, messages)
 	}
-	return t.flush("no drills yet; run one with: lifeboat drill run <target>")
+	return t.Flush("no drills yet; run one with: lifeboat drill run <target>")
 }
 
 func drillShowCommand() *cobra.Command {
@@ -124,7 +126,7 @@ func drillShowCommand() *cobra.Command {
 		const directive = cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
 		switch len(args) {
 		case 0:
-			return targetNames(r.config, nil), directive
+			return console.TargetNames(r.config, nil), directive
 		case 1:
 			return append([]string{"latest"}, r.drillIDs(cmd.Context(), args[0])...), directive
 		}
@@ -157,19 +159,19 @@ func (r *reader) showDrill(cmd *cobra.Command, target, selector string) error {
 	if err != nil {
 		return fmt.Errorf("%w; see what there is with: lifeboat drill list %s", err, target)
 	}
-	if r.output == outputJSON {
+	if r.output == console.OutputJSON {
 		j, err := protojson.Marshal(d)
 		if err != nil {
 			return fmt.Errorf("encoding the report: %w", err)
 		}
-		return writeJSON(cmd.OutOrStdout(), json.RawMessage(j))
+		return console.WriteJSON(cmd.OutOrStdout(), json.RawMessage(j))
 	}
 	return printDrill(cmd.OutOrStdout(), d)
 }
 
 func printDrill(out io.Writer, d *lifeboatv1.DrillReport) error {
 	p := &page{bufio.NewWriter(out), out}
-	fmt.Fprintln(p, printable(fmt.Sprintf("Drill %s of %s", d.GetId(), d.GetTarget())))
+	fmt.Fprintln(p, console.Printable(fmt.Sprintf("Drill %s of %s", d.GetId(), d.GetTarget())))
 	if d.GetPassed() {
 		p.line("result", "passed: "+d.GetSummary())
 	} else {
@@ -248,15 +250,15 @@ func (p *page) phases(d *lifeboatv1.DrillReport) error {
 		at = from + spans[i].took
 		whole = max(whole, at)
 	}
-	t := newTable(p, "  PHASE", "TOOK", "")
+	t := console.NewTable(p, "  PHASE", "TOOK", "")
 	for i, ph := range d.GetPhases() {
 		name := "  " + ph.GetName()
 		if ph.GetName() == d.GetFailedPhase() {
-			name = "  " + red(p.out, ph.GetName()+" FAILED")
+			name = "  " + console.Red(p.out, ph.GetName()+" FAILED")
 		}
-		t.row(name, took(ph.GetTook()), bar(spans[i].from, spans[i].took, whole))
+		t.Row(name, took(ph.GetTook()), bar(spans[i].from, spans[i].took, whole))
 	}
-	return t.flush("")
+	return t.Flush("")
 }
 
 // bar shows a span of a whole.
@@ -276,7 +278,7 @@ func (p *page) comparisons(d *lifeboatv1.DrillReport, checks bool) error {
 	if checks {
 		title = "Checks of the target's drill.checks"
 	}
-	t := newTable(p, "  WHAT", "RESULT", "WANT", "GOT")
+	t := console.NewTable(p, "  WHAT", "RESULT", "WANT", "GOT")
 	for _, c := range d.GetComparisons() {
 		if c.GetCheck() != checks {
 			continue
@@ -287,17 +289,17 @@ func (p *page) comparisons(d *lifeboatv1.DrillReport, checks bool) error {
 		}
 		switch {
 		case c.GetNotComparable() != "":
-			result = "not comparable: " + firstLine(c.GetNotComparable())
+			result = "not comparable: " + console.FirstLine(c.GetNotComparable())
 		case !c.GetOk():
-			result = red(p.out, "DIFFERS")
+			result = console.Red(p.out, "DIFFERS")
 		}
-		t.row("  "+firstLine(c.GetWhat()), result, orDash(firstLine(c.GetWant())), orDash(firstLine(c.GetGot())))
+		t.Row("  "+console.FirstLine(c.GetWhat()), result, console.OrDash(console.FirstLine(c.GetWant())), console.OrDash(console.FirstLine(c.GetGot())))
 	}
 	if t.Length() == 0 {
 		return nil
 	}
 	p.section(title)
-	return t.flush("")
+	return t.Flush("")
 }
 
 // took is a duration as a person reads it.

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/spf13/cobra"
 
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
@@ -48,7 +50,7 @@ func fetchCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.part, "part", "", "`format` of a further part to fetch, as snap, instead of the data")
 	cmd.Flags().BoolVar(&f.stored, "stored", false, "keep the object as it is stored; needs no identity")
 	cmd.Flags().BoolVar(&f.force, "force", false, "replace the file if it exists")
-	completeFlag(cmd, "part", "snap")
+	console.CompleteFlag(cmd, "part", "snap")
 	cmd.ValidArgsFunction = f.completeSnapshot("latest", "oldest")
 	return cmd
 }
@@ -99,7 +101,7 @@ func partOf(m *lifeboatv1.Manifest, format string) (*lifeboatv1.Data, error) {
 		}
 		has = append(has, p.GetFormat())
 	}
-	return nil, usagef("--part: %s of %s has no part %q; it has %s", m.GetId(), m.GetTarget(), format, strings.Join(has, ", "))
+	return nil, console.Usagef("--part: %s of %s has no part %q; it has %s", m.GetId(), m.GetTarget(), format, strings.Join(has, ", "))
 }
 
 // needed are the identities to decode with. That one is missing is said before anything is downloaded.
@@ -109,7 +111,7 @@ func (f *fetchFlags) needed(b *bucket, data *lifeboatv1.Data) (identities, error
 	}
 	ids, err := f.identity.read(b.config.Encryption)
 	if err == nil && len(ids) == 0 {
-		return nil, usagef("the snapshot is encrypted to %s: name the file of one of their identities with --identity-file, "+
+		return nil, console.Usagef("the snapshot is encrypted to %s: name the file of one of their identities with --identity-file, "+
 			"or take it as it is with --stored and decrypt it where an identity is", strings.Join(data.GetRecipients(), ", "))
 	}
 	return ids, err
@@ -161,7 +163,7 @@ func (d *download) next(out io.Writer, m *lifeboatv1.Manifest) error {
 		text.WriteString("\nTo restore it:\n")
 	}
 	for _, c := range commands {
-		text.WriteString("  " + printable(c) + "\n")
+		text.WriteString("  " + console.Printable(c) + "\n")
 	}
 	_, err := io.WriteString(out, text.String())
 	return err
@@ -222,8 +224,8 @@ func quoteWord(text string) string {
 
 // toStdout writes the data as it comes. What was written is right only if no error is returned.
 func (d *download) toStdout(ctx context.Context, out io.Writer) error {
-	if isTerminal(out) {
-		return usagef("a snapshot is not for a terminal: pipe it on, or name a file with -o")
+	if console.IsTerminal(out) {
+		return console.Usagef("a snapshot is not for a terminal: pipe it on, or name a file with -o")
 	}
 	bar := newProgress(d.out, "fetching", d.data.GetStored().GetBytes())
 	defer bar.end()

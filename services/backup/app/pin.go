@@ -2,10 +2,10 @@ package app
 
 import (
 	"fmt"
-	"os"
-	"os/user"
 	"strings"
 	"time"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -24,7 +24,7 @@ func pinCommand() *cobra.Command {
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if strings.TrimSpace(reason) == "" {
-				return usagef("--reason is missing: say why, for whoever wonders in a year")
+				return console.Usagef("--reason is missing: say why, for whoever wonders in a year")
 			}
 			return r.mark(cmd, lifeboatv1.Mark_KIND_PIN, args[0], args[1], reason, true)
 		},
@@ -80,23 +80,10 @@ func (r *reader) mark(cmd *cobra.Command, kind lifeboatv1.Mark_Kind, target, sel
 
 func (b *bucket) setMark(cmd *cobra.Command, kind lifeboatv1.Mark_Kind, target, id, reason string, holds bool) error {
 	err := b.catalog.SetMark(cmd.Context(), &lifeboatv1.Mark{
-		Kind: kind, Target: target, SnapshotId: id, By: whoami(), At: timestamppb.New(time.Now()), Reason: reason, Holds: holds,
+		Kind: kind, Target: target, SnapshotId: id, By: console.Whoami(), At: timestamppb.New(time.Now()), Reason: reason, Holds: holds,
 	})
 	if err != nil {
 		return fmt.Errorf("writing the mark beside %s: %w", id, err)
 	}
 	return nil
-}
-
-// whoami is "user@host", to sign what a person does.
-func whoami() string {
-	name := "unknown"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown-host"
-	}
-	return name + "@" + host
 }

@@ -4,6 +4,8 @@ import (
 	"io"
 	"time"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/schollz/progressbar/v3"
 )
 
@@ -14,7 +16,7 @@ type progress struct{ bar *progressbar.ProgressBar }
 // newProgress shows bytes out of total.
 func newProgress(out io.Writer, what string, total int64) *progress {
 	return &progress{progressbar.NewOptions64(max(total, 1),
-		progressbar.OptionSetVisibility(isTerminal(out)),
+		progressbar.OptionSetVisibility(console.IsTerminal(out)),
 		progressbar.OptionSetWriter(out),
 		progressbar.OptionSetDescription(what),
 		progressbar.OptionSetWidth(20),
@@ -35,7 +37,7 @@ func newThings(out io.Writer, what string, total int64) *progress {
 		total = -1
 	}
 	return &progress{progressbar.NewOptions64(total,
-		progressbar.OptionSetVisibility(isTerminal(out)),
+		progressbar.OptionSetVisibility(console.IsTerminal(out)),
 		progressbar.OptionSetWriter(out),
 		progressbar.OptionSetDescription(what),
 		progressbar.OptionSetWidth(20),

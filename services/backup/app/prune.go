@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -41,7 +43,7 @@ func PruneCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error { return f.do(cmd, args[0]) },
 	}
 	f.add(cmd)
-	addOutput(cmd, &f.output)
+	console.AddOutput(cmd, &f.output)
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "show the plan; needs only the bucket")
 	cmd.Flags().StringVar(&f.confirm, "confirm-shrink", "", "`id` of the snapshot that rightly holds less than those before it")
 	cmd.Flags().StringVar(&f.reason, "reason", "", "why, in a person's words, with --confirm-shrink")
@@ -49,16 +51,16 @@ func PruneCommand() *cobra.Command {
 }
 
 func (f *pruneFlags) do(cmd *cobra.Command, target string) error {
-	if err := checkOutput(f.output); err != nil {
+	if err := console.CheckOutput(f.output); err != nil {
 		return err
 	}
 	switch {
 	case f.confirm != "" && f.dryRun:
-		return usagef("--confirm-shrink and --dry-run exclude each other")
+		return console.Usagef("--confirm-shrink and --dry-run exclude each other")
 	case f.reason != "" && f.confirm == "":
-		return usagef("--reason belongs to --confirm-shrink")
+		return console.Usagef("--reason belongs to --confirm-shrink")
 	case f.confirm != "" && strings.TrimSpace(f.reason) == "":
-		return usagef("--reason is missing: say why the snapshot rightly holds less")
+		return console.Usagef("--reason is missing: say why the snapshot rightly holds less")
 	case f.confirm == "" && !f.dryRun:
 		return f.run(cmd, config.WorkPrune, target, &lifeboatv1.Job{})
 	}
@@ -78,8 +80,8 @@ func (f *pruneFlags) do(cmd *cobra.Command, target string) error {
 	if f.confirm != "" {
 		return f.confirmShrink(cmd, b, target, survey.Plan)
 	}
-	if f.output == outputJSON {
-		return writeJSON(cmd.OutOrStdout(), newPruneReport(target, survey))
+	if f.output == console.OutputJSON {
+		return console.WriteJSON(cmd.OutOrStdout(), newPruneReport(target, survey))
 	}
 	return printPlan(cmd.OutOrStdout(), target, newPruneReport(target, survey))
 }
@@ -90,10 +92,10 @@ func (f *pruneFlags) confirmShrink(cmd *cobra.Command, b *bucket, target string,
 	switch plan.Shrunk {
 	case f.confirm:
 	case "":
-		return usagef("no snapshot of %s waits for a confirmation; see what retention would do with: lifeboat prune %s --dry-run",
+		return console.Usagef("no snapshot of %s waits for a confirmation; see what retention would do with: lifeboat prune %s --dry-run",
 			target, target)
 	default:
-		return usagef("it is %s that waits for a confirmation, not %s: %s", plan.Shrunk, f.confirm, plan.Held)
+		return console.Usagef("it is %s that waits for a confirmation, not %s: %s", plan.Shrunk, f.confirm, plan.Held)
 	}
 	if err := b.setMark(cmd, lifeboatv1.Mark_KIND_SHRINK_CONFIRMED, target, f.confirm, f.reason, true); err != nil {
 		return err
@@ -174,16 +176,16 @@ func printPlan(out io.Writer, target string, r pruneReport) error {
 	case retention.NoPolicy: // nobody has to look at that
 		fmt.Fprintf(out, "%s\n\n", r.Held)
 	default:
-		fmt.Fprintf(out, "%s %s\n\n", red(out, "HELD:"), printable(r.Held))
+		fmt.Fprintf(out, "%s %s\n\n", console.Red(out, "HELD:"), console.Printable(r.Held))
 	}
-	t := newTable(out, "SNAPSHOT", "AGE", "COUNTED", "RAW", "VERDICT", "WHY")
+	t := console.NewTable(out, "SNAPSHOT", "AGE", "COUNTED", "RAW", "VERDICT", "WHY")
 	var deleted int
 	for _, v := range r.Snapshots {
 		verdict, why := v.Verdict, strings.Join(v.Reasons, ", ")
 		switch v.Verdict {
 		case verdictDelete:
 			deleted++
-			verdict, why = red(out, "DELETE"), "no rule keeps it"
+			verdict, why = console.Red(out, "DELETE"), "no rule keeps it"
 		case verdictHeld:
 			why = "no rule keeps it, but nothing is deleted"
 		}
@@ -195,24 +197,24 @@ func printPlan(out io.Writer, target string, r pruneReport) error {
 		}
 		count := "-"
 		if v.Count >= 0 {
-			count = fmt.Sprintf("%d %s", v.Count, orDash(v.Unit))
+			count = fmt.Sprintf("%d %s", v.Count, console.OrDash(v.Unit))
 		}
-		t.row(v.Snapshot, age(v.At), count, size(v.Bytes), verdict, firstLine(why))
+		t.Row(v.Snapshot, console.Age(v.At), count, size(v.Bytes), verdict, console.FirstLine(why))
 	}
-	if err := t.flush("no snapshots yet, so there is nothing to prune"); err != nil {
+	if err := t.Flush("no snapshots yet, so there is nothing to prune"); err != nil {
 		return err
 	}
 	if len(r.Orphans) > 0 {
 		fmt.Fprintln(out)
-		orphans := newTable(out, "ORPHAN", "AGE", "SIZE", "WHY")
+		orphans := console.NewTable(out, "ORPHAN", "AGE", "SIZE", "WHY")
 		for _, o := range r.Orphans {
 			bytes := "-"
 			if o.Bytes > 0 {
 				bytes = size(o.Bytes)
 			}
-			orphans.row(o.Key, age(o.Since), bytes, firstLine(o.Why))
+			orphans.Row(o.Key, console.Age(o.Since), bytes, console.FirstLine(o.Why))
 		}
-		if err := orphans.flush(""); err != nil {
+		if err := orphans.Flush(""); err != nil {
 			return err
 		}
 	}

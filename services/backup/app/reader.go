@@ -3,10 +3,10 @@ package app
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
-	"strings"
 	"time"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 
 	"github.com/spf13/cobra"
 
@@ -16,10 +16,8 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store/s3"
 )
 
-// The values of --output and --store.
+// The values of --store.
 const (
-	outputTable  = "table"
-	outputJSON   = "json"
 	storePrimary = "primary"
 	storeCopy    = "copy"
 )
@@ -34,40 +32,20 @@ type reader struct {
 // add declares all flags, for a command that lists or shows.
 func (r *reader) add(cmd *cobra.Command) {
 	r.addStore(cmd)
-	addOutput(cmd, &r.output)
+	console.AddOutput(cmd, &r.output)
 }
 
 // addStore declares the flags of a command whose output has one form only.
 func (r *reader) addStore(cmd *cobra.Command) {
 	r.addConfig(cmd)
 	cmd.Flags().StringVar(&r.store, "store", storePrimary, "bucket to read: primary, or copy for the second one")
-	completeFlag(cmd, "store", storePrimary, storeCopy)
+	console.CompleteFlag(cmd, "store", storePrimary, storeCopy)
 }
 
 // addConfig declares the configuration alone, and completes targets.
 func (r *reader) addConfig(cmd *cobra.Command) {
-	addConfig(cmd, &r.config)
+	console.AddConfig(cmd, &r.config)
 	cmd.ValidArgsFunction = r.completeTargets
-}
-
-func addConfig(cmd *cobra.Command, file *string) {
-	cmd.Flags().StringVarP(file, "config", "c", "lifeboat.yaml", "configuration `file`")
-}
-
-func addOutput(cmd *cobra.Command, output *string) {
-	cmd.Flags().StringVarP(output, "output", "o", outputTable, "table or json")
-	completeFlag(cmd, "output", outputTable, outputJSON)
-}
-
-func checkOutput(output string) error {
-	if output != outputTable && output != outputJSON {
-		return usagef("--output: %q is not table or json", output)
-	}
-	return nil
-}
-
-func usagef(format string, args ...any) error {
-	return &service.UsageError{Err: fmt.Errorf(format, args...)}
 }
 
 // bucket is the place that a command reads.
@@ -80,7 +58,7 @@ type bucket struct {
 // bucket reads the configuration and prepares a client. It does not talk to the store.
 func (r *reader) bucket(ctx context.Context) (*bucket, error) {
 	if r.output != "" {
-		if err := checkOutput(r.output); err != nil {
+		if err := console.CheckOutput(r.output); err != nil {
 			return nil, err
 		}
 	}
@@ -93,11 +71,11 @@ func (r *reader) bucket(ctx context.Context) (*bucket, error) {
 	case "", storePrimary:
 	case storeCopy:
 		if cfg.Store.Copy == nil {
-			return nil, usagef("--store copy: %s has no store.copy", r.config)
+			return nil, console.Usagef("--store copy: %s has no store.copy", r.config)
 		}
 		chosen = *cfg.Store.Copy
 	default:
-		return nil, usagef("--store: %q is not primary or copy", r.store)
+		return nil, console.Usagef("--store: %q is not primary or copy", r.store)
 	}
 	objects, err := s3.New(ctx, chosen)
 	if err != nil {
@@ -113,25 +91,13 @@ func (r *reader) targets(cfg *config.Config, names []string) ([]config.Target, e
 	}
 	chosen := make([]config.Target, 0, len(names))
 	for _, name := range names {
-		t, err := findTarget(cfg, r.config, name)
+		t, err := console.FindTarget(cfg, r.config, name)
 		if err != nil {
 			return nil, err
 		}
 		chosen = append(chosen, t)
 	}
 	return chosen, nil
-}
-
-func findTarget(cfg *config.Config, file, name string) (config.Target, error) {
-	t, ok := cfg.Target(name)
-	if !ok {
-		known := make([]string, 0, len(cfg.Targets))
-		for _, t := range cfg.Targets {
-			known = append(known, t.Name)
-		}
-		return t, usagef("no target is named %q in %s; it has %s", name, file, orDash(strings.Join(known, ", ")))
-	}
-	return t, nil
 }
 
 // open connects to the bucket and finds the targets named; all when none is.
@@ -150,45 +116,16 @@ func (r *reader) openOne(ctx context.Context, name string) (*bucket, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = findTarget(b.config, r.config, name)
+	_, err = console.FindTarget(b.config, r.config, name)
 	return b, err
 }
 
 // The longest that pressing Tab may take.
 const completionTimeout = 2 * time.Second
 
-func completeFlag(cmd *cobra.Command, flag string, values ...string) {
-	// The only error is a flag that does not exist, and the caller has just declared it.
-	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
-}
-
 // completeTargets offers the configuration's targets for every argument.
 func (r *reader) completeTargets(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	return targetNames(r.config, args), cobra.ShellCompDirectiveNoFileComp
-}
-
-// completeTarget offers one target and nothing after it.
-func completeTarget(file *string) cobra.CompletionFunc {
-	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if len(args) > 0 {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		return targetNames(*file, nil), cobra.ShellCompDirectiveNoFileComp
-	}
-}
-
-func targetNames(file string, but []string) []string {
-	cfg, err := config.Load(file)
-	if err != nil {
-		return nil // a shell has no place for errors
-	}
-	var names []string
-	for _, t := range cfg.Targets {
-		if !slices.Contains(but, t.Name) {
-			names = append(names, t.Name)
-		}
-	}
-	return names
+	return console.TargetNames(r.config, args), cobra.ShellCompDirectiveNoFileComp
 }
 
 // completeSnapshot offers a target and then its snapshots, newest first, after the words given.
@@ -197,7 +134,7 @@ func (r *reader) completeSnapshot(words ...string) cobra.CompletionFunc {
 		const directive = cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
 		switch len(args) {
 		case 0:
-			return targetNames(r.config, nil), directive
+			return console.TargetNames(r.config, nil), directive
 		case 1:
 			return slices.Concat(words, r.snapshotIDs(cmd.Context(), args[0])), directive
 		}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -114,8 +116,8 @@ func (f *restoreFlags) add(cmd *cobra.Command) {
 	flags.StringArrayVar(&f.jobs, "job", nil, "Nomad: only the job with this `id`; may be repeated")
 	f.destination.add(cmd)
 	f.member.add(cmd)
-	completeFlag(cmd, "part", formatRaft)
-	cmd.ValidArgsFunction = completeTarget(&f.config)
+	console.CompleteFlag(cmd, "part", formatRaft)
+	cmd.ValidArgsFunction = console.CompleteTarget(&f.config)
 	// The only error is a flag that does not exist.
 	_ = cmd.RegisterFlagCompletionFunc("snapshot", func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if len(args) == 0 {
@@ -162,12 +164,12 @@ func restoredBy() map[string][]string {
 // check refuses what makes no sense before anything is contacted.
 func (f *restoreFlags) check(cmd *cobra.Command, t config.Target) error {
 	if f.plan && f.apply {
-		return usagef("--plan and --apply exclude each other")
+		return console.Usagef("--plan and --apply exclude each other")
 	}
 	for _, name := range sortedKeys(restoredBy()) {
 		kinds := restoredBy()[name]
 		if cmd.Flags().Changed(name) && !slices.Contains(kinds, t.Kind()) {
-			return usagef("--%s is for targets of kind %s; %s is of kind %s", name, strings.Join(kinds, " and "), t.Name, t.Kind())
+			return console.Usagef("--%s is for targets of kind %s; %s is of kind %s", name, strings.Join(kinds, " and "), t.Name, t.Kind())
 		}
 	}
 	if _, err := parseRenames(f.renames); err != nil {
@@ -175,13 +177,13 @@ func (f *restoreFlags) check(cmd *cobra.Command, t config.Target) error {
 	}
 	if f.part != "" {
 		if f.part != formatRaft {
-			return usagef("--part: %q is not %s", f.part, formatRaft)
+			return console.Usagef("--part: %q is not %s", f.part, formatRaft)
 		}
 		if len(f.prefixes)+len(f.renames)+len(f.namespaces)+len(f.jobs) > 0 {
-			return usagef("--part %s is restored whole: --prefix, --rename, --namespace and --job do not go with it", f.part)
+			return console.Usagef("--part %s is restored whole: --prefix, --rename, --namespace and --job do not go with it", f.part)
 		}
 		if f.apply && !f.force {
-			return usagef("--part %s replaces all that the %s holds, ACLs included: say so with --force, or look first with --plan",
+			return console.Usagef("--part %s replaces all that the %s holds, ACLs included: say so with --force, or look first with --plan",
 				f.part, whole(t))
 		}
 	}
@@ -198,7 +200,7 @@ func parseRenames(texts []string) ([]restore.Rename, error) {
 	for _, t := range texts {
 		from, to, ok := strings.Cut(t, "=")
 		if !ok || from == "" {
-			return nil, usagef("--rename: %q is not old=new", t)
+			return nil, console.Usagef("--rename: %q is not old=new", t)
 		}
 		all = append(all, restore.Rename{Old: from, New: to})
 	}
@@ -233,7 +235,7 @@ func (r *restoration) identify(ctx context.Context) (err error) {
 		return err
 	}
 	if len(r.ids) == 0 {
-		return usagef("the snapshot is encrypted to %s: name the file of one of their identities with --identity-file",
+		return console.Usagef("the snapshot is encrypted to %s: name the file of one of their identities with --identity-file",
 			strings.Join(r.data.GetRecipients(), ", "))
 	}
 	err = canDecrypt(ctx, r.bucket.objects, r.data, r.ids)
@@ -263,12 +265,12 @@ func (f *restoreFlags) selection() string {
 
 // snapshotName is a snapshot with its age, and whether a drill has proven it, for a person.
 func (r *restoration) snapshotName() string {
-	text := fmt.Sprintf("%s of %s, taken %s ago", r.manifest.GetId(), r.manifest.GetTarget(), age(r.manifest.GetStartedAt().AsTime()))
+	text := fmt.Sprintf("%s of %s, taken %s ago", r.manifest.GetId(), r.manifest.GetTarget(), console.Age(r.manifest.GetStartedAt().AsTime()))
 	if r.unknown != nil {
 		return text
 	}
 	if d := r.known.Proven(); d != nil {
-		return text + fmt.Sprintf(", proven by a drill %s ago", age(d.GetFinishedAt().AsTime()))
+		return text + fmt.Sprintf(", proven by a drill %s ago", console.Age(d.GetFinishedAt().AsTime()))
 	}
 	return text + ", not proven by any drill"
 }
@@ -280,13 +282,13 @@ func (r *restoration) warn() {
 	}
 	if r.unknown == nil && r.known.Damaged() {
 		m := r.known.Marks[lifeboatv1.Mark_KIND_VERIFIED]
-		fmt.Fprintln(r.errs, printable(fmt.Sprintf("a verification found it DAMAGED at %s: %s; take another one: lifeboat snapshot list %s",
+		fmt.Fprintln(r.errs, console.Printable(fmt.Sprintf("a verification found it DAMAGED at %s: %s; take another one: lifeboat snapshot list %s",
 			when(m.GetAt()), m.GetReason(), r.target.Name)))
 	}
 	if r.flags.part != "" { // what the data lacks, the whole state may have
 		return
 	}
 	for _, what := range r.manifest.GetSource().GetMissing() {
-		fmt.Fprintln(r.errs, printable("the snapshot lacks "+what))
+		fmt.Fprintln(r.errs, console.Printable("the snapshot lacks "+what))
 	}
 }

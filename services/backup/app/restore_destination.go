@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -52,25 +54,25 @@ func (d *destinationFlags) check(t config.Target, dataDir string) error {
 		if t.Etcd != nil {
 			or = ", or --data-dir to make a new member's data directory"
 		}
-		return usagef("--to is missing: name the server to restore into%s; the target's own is --to %s", or, strings.Join(own(t), ","))
+		return console.Usagef("--to is missing: name the server to restore into%s; the target's own is --to %s", or, strings.Join(own(t), ","))
 	}
 	if t.Etcd == nil && len(d.to) > 1 {
-		return usagef("--to takes one address for a target of kind %s", t.Kind())
+		return console.Usagef("--to takes one address for a target of kind %s", t.Kind())
 	}
 	for _, to := range d.to {
 		u, err := url.Parse(to)
 		switch {
 		case err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "":
-			return usagef("--to: not a URL such as http://host:port")
+			return console.Usagef("--to: not a URL such as http://host:port")
 		case u.User != nil:
-			return usagef("--to must not hold a user or password: use --username with --password-file, or --token-file")
+			return console.Usagef("--to must not hold a user or password: use --username with --password-file, or --token-file")
 		}
 	}
 	if (d.certFile == "") != (d.keyFile == "") {
-		return usagef("--cert-file and --key-file go together")
+		return console.Usagef("--cert-file and --key-file go together")
 	}
 	if (d.username == "") != (d.passwordFile == "") {
-		return usagef("--username and --password-file go together")
+		return console.Usagef("--username and --password-file go together")
 	}
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore"
@@ -48,29 +50,29 @@ func (m *memberFlags) check(cmd *cobra.Command, f *restoreFlags) error {
 	changed := cmd.Flags().Changed
 	switch {
 	case m.dir != "" && len(f.destination.to) > 0:
-		return usagef("--data-dir and --to exclude each other: the one makes a new member, the other writes into a running cluster")
+		return console.Usagef("--data-dir and --to exclude each other: the one makes a new member, the other writes into a running cluster")
 	case m.dir != "":
 		for _, name := range []string{
 			"prefix", "rename", "leases", "username", "password-file", "ca-file", "cert-file", "key-file",
 		} {
 			if changed(name) {
-				return usagef("--%s belongs to --to; a data directory is made whole", name)
+				return console.Usagef("--%s belongs to --to; a data directory is made whole", name)
 			}
 		}
 		if !strings.Contains(","+m.initialCluster(), ","+m.name+"=") {
-			return usagef("--initial-cluster: %q has no member named %q, which --name says that this is", m.cluster, m.name)
+			return console.Usagef("--initial-cluster: %q has no member named %q, which --name says that this is", m.cluster, m.name)
 		}
 	default:
 		for _, name := range []string{
 			"name", "initial-cluster", "initial-cluster-token", "initial-advertise-peer-urls", "bump-revision", "mark-compacted",
 		} {
 			if changed(name) {
-				return usagef("--%s belongs to --data-dir", name)
+				return console.Usagef("--%s belongs to --data-dir", name)
 			}
 		}
 	}
 	if (m.bump > 0) != m.compacted {
-		return usagef("--bump-revision and --mark-compacted go together, as etcdutl has it: clients must notice that what they saw is gone")
+		return console.Usagef("--bump-revision and --mark-compacted go together, as etcdutl has it: clients must notice that what they saw is gone")
 	}
 	return nil
 }
@@ -140,7 +142,7 @@ func (r *restoration) memberDetail(there []string) string {
 func entriesOf(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, usagef("--data-dir: %w", err)
+		return nil, console.Usagef("--data-dir: %w", err)
 	}
 	names := make([]string, len(entries))
 	for i, e := range entries {
@@ -159,7 +161,7 @@ func (r *restoration) makeMember(ctx context.Context) (err error) {
 		}
 	}
 	if err = os.MkdirAll(parent, 0o700); err != nil {
-		return usagef("making the folder to work in: %w", err)
+		return console.Usagef("making the folder to work in: %w", err)
 	}
 	if r.scratch, err = throwaway.NewScratch(parent); err != nil {
 		return fmt.Errorf("making a folder to work in: %w", err)

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
@@ -42,7 +44,7 @@ func (r *restoration) record(ctx context.Context, s restore.Summary, ended error
 
 func (r *restoration) event(s restore.Summary, ended error) *lifeboatv1.Event {
 	e := &lifeboatv1.Event{
-		Noun: "restore", Verb: "applied", Target: r.target.Name, SnapshotId: r.manifest.GetId(), RequestedBy: "cli " + whoami(),
+		Noun: "restore", Verb: "applied", Target: r.target.Name, SnapshotId: r.manifest.GetId(), RequestedBy: "cli " + console.Whoami(),
 		Message: fmt.Sprintf("%s of %s restored into %s: %d created, %d changed, %d the same", r.flags.selection(), r.manifest.GetId(),
 			r.where(), s.Created, s.Changed, s.Same),
 		Attributes: map[string]string{

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
@@ -191,7 +193,7 @@ func canDecrypt(ctx context.Context, o objects, data *lifeboatv1.Data, ids ident
 func workFolder(named string) (string, error) {
 	if named != "" {
 		if err := os.MkdirAll(named, 0o700); err != nil {
-			return "", usagef("--work-dir: %w", err)
+			return "", console.Usagef("--work-dir: %w", err)
 		}
 		return named, nil
 	}
@@ -246,7 +248,7 @@ func (r *restoration) explain(ctx context.Context, s restore.Summary, err error)
 // unreadable says what else there is when a snapshot cannot be decoded.
 func (r *restoration) unreadable(err error) error {
 	if errors.Is(err, pipeline.ErrNoIdentity) {
-		return usagef("%w: name the file of one of their identities with --identity-file", err)
+		return console.Usagef("%w: name the file of one of their identities with --identity-file", err)
 	}
 	if !isDamage(err) {
 		return err

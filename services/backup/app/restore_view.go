@@ -12,6 +12,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore"
 )
 
@@ -29,7 +31,7 @@ type restoreView struct {
 }
 
 func newRestoreView(r *restoration) *restoreView {
-	v := &restoreView{r: r, out: bufio.NewWriter(r.out), json: r.flags.output == outputJSON}
+	v := &restoreView{r: r, out: bufio.NewWriter(r.out), json: r.flags.output == console.OutputJSON}
 	what := "comparing"
 	if r.flags.apply {
 		what = "restoring"
@@ -89,7 +91,7 @@ func (v *restoreView) item(i restore.Item) {
 			v.printf("\n%-8s %-12s %-40s %s\n", "ACTION", "KIND", "NAME", "DETAIL")
 		}
 		v.printf("%s\n", v.paint(i.Action, row(i)))
-		if isTerminal(v.r.out) {
+		if console.IsTerminal(v.r.out) {
 			v.flush()
 		}
 	}
@@ -111,7 +113,7 @@ func (v *restoreView) listed(a restore.Action, left bool) bool {
 
 func (v *restoreView) paint(a restore.Action, text string) string {
 	if a == restore.Failed || a == restore.Differs || a == restore.Change {
-		return red(v.r.out, text)
+		return console.Red(v.r.out, text)
 	}
 	return text
 }
@@ -250,7 +252,7 @@ type counter struct {
 func newCounter(out io.Writer, what string) *counter { return &counter{out: out, what: what} }
 
 func (c *counter) set(done, total int64) {
-	if !isTerminal(c.out) {
+	if !console.IsTerminal(c.out) {
 		return
 	}
 	if c.bar == nil || total != c.total {

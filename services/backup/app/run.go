@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
@@ -26,10 +28,10 @@ type runFlags struct {
 }
 
 func (f *runFlags) add(cmd *cobra.Command) {
-	addConfig(cmd, &f.config)
+	console.AddConfig(cmd, &f.config)
 	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait for the outcome; exit code 1 if it failed")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", 0, "how long to wait for the outcome (default: until Ctrl-C)")
-	cmd.ValidArgsFunction = completeTarget(&f.config)
+	cmd.ValidArgsFunction = console.CompleteTarget(&f.config)
 }
 
 // snapshotRunCommand publishes a snapshot's job, as anybody may with `nats pub`.
@@ -54,12 +56,12 @@ func (f *runFlags) run(cmd *cobra.Command, work config.Work, target string, job 
 	if err != nil {
 		return &service.UsageError{Err: err}
 	}
-	t, err := findTarget(cfg, f.config, target)
+	t, err := console.FindTarget(cfg, f.config, target)
 	if err != nil {
 		return err
 	}
 	if job.GetIdentity() == config.IdentityEscrow && t.Drill.Escrow.IdentityFile == "" {
-		return usagef("--identity %s: %s has no drill.escrow.identity_file in %s", config.IdentityEscrow, target, f.config)
+		return console.Usagef("--identity %s: %s has no drill.escrow.identity_file in %s", config.IdentityEscrow, target, f.config)
 	}
 	b, err := bus.Connect(bus.Options{
 		Config: cfg.NATS, Actor: service.Instance("lifeboat-cli"), Logger: slog.New(slog.DiscardHandler),
@@ -71,7 +73,7 @@ func (f *runFlags) run(cmd *cobra.Command, work config.Work, target string, job 
 	defer func() { err = errors.Join(err, b.Close()) }()
 	ctx := cmd.Context()
 	subject := bus.JobSubject(work, target)
-	job.RequestedBy = "cli " + whoami()
+	job.RequestedBy = "cli " + console.Whoami()
 	seq, err := b.Publish(ctx, bus.Outgoing{Subject: subject, Message: job})
 	if errors.Is(err, bus.ErrBusy) {
 		return fmt.Errorf("%w; see what it does with: nats sub 'lifeboat.event.%s.*.%s'", err, work, target)
@@ -175,7 +177,7 @@ func (w *waiter) wait(ctx context.Context, out io.Writer) error {
 			w.work, w.name(), w.work, w.target)
 	}
 	w.job = outcome.GetJobId()
-	text := fmt.Sprintf("%s.%s: %s", outcome.GetNoun(), outcome.GetVerb(), printable(outcome.GetMessage()))
+	text := fmt.Sprintf("%s.%s: %s", outcome.GetNoun(), outcome.GetVerb(), console.Printable(outcome.GetMessage()))
 	if w.work == config.WorkDrill && outcome.GetDrill() != nil {
 		text += fmt.Sprintf("\nsee all of it with: lifeboat drill show %s %s", w.target, w.job)
 	}
@@ -213,7 +215,7 @@ func (w *waiter) follow(ctx context.Context) (outcome *lifeboatv1.Event, err err
 			case isOutcome(e) && e.GetJobId() > w.job: // jobs of a target run one by one
 				stop()
 			case w.is(e.GetJobId()) && e.GetMessage() != "":
-				fmt.Fprintf(w.progress, "%s.%s: %s\n", e.GetNoun(), e.GetVerb(), firstLine(e.GetMessage()))
+				fmt.Fprintf(w.progress, "%s.%s: %s\n", e.GetNoun(), e.GetVerb(), console.FirstLine(e.GetMessage()))
 			}
 		},
 		CaughtUp: func() {

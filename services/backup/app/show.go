@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -42,12 +44,12 @@ func (r *reader) show(cmd *cobra.Command, target, selector string) error {
 	if err != nil {
 		return fmt.Errorf("%w; see what there is with: lifeboat snapshot list %s", err, target)
 	}
-	if r.output == outputJSON {
+	if r.output == console.OutputJSON {
 		j, err := snapshotJSON(s)
 		if err != nil {
 			return err
 		}
-		return writeJSON(cmd.OutOrStdout(), j)
+		return console.WriteJSON(cmd.OutOrStdout(), j)
 	}
 	return printSnapshot(cmd.OutOrStdout(), s)
 }
@@ -69,14 +71,14 @@ func (p *page) line(label, value string) {
 		if i > 0 {
 			label = ""
 		}
-		fmt.Fprintf(p, "  %-12s %s\n", label, printable(l))
+		fmt.Fprintf(p, "  %-12s %s\n", label, console.Printable(l))
 	}
 }
 
 // warn prints what a person should worry about.
 func (p *page) warn(label, value string) {
 	if value != "" {
-		fmt.Fprintf(p, "  %-12s %s\n", label, red(p.out, printable(value)))
+		fmt.Fprintf(p, "  %-12s %s\n", label, console.Red(p.out, console.Printable(value)))
 	}
 }
 
@@ -86,7 +88,7 @@ func printSnapshot(out io.Writer, s catalog.Snapshot) error {
 	if f := strings.Join(flags(s), " "); f != "" {
 		title += "  [" + f + "]"
 	}
-	fmt.Fprintln(p, printable(title))
+	fmt.Fprintln(p, console.Printable(title))
 	p.times(s.Manifest)
 	p.section("Source")
 	p.source(s.GetSource())
@@ -107,7 +109,7 @@ func printSnapshot(out io.Writer, s catalog.Snapshot) error {
 	}
 	p.section("To restore it with stock tools")
 	for _, c := range s.GetRestoreCommands() {
-		fmt.Fprintln(p, printable(c)) // at the margin, ready to paste
+		fmt.Fprintln(p, console.Printable(c)) // at the margin, ready to paste
 	}
 	return p.Flush()
 }
@@ -120,7 +122,7 @@ func (p *page) times(m *lifeboatv1.Manifest) {
 	committed := when(m.GetCommittedAt())
 	if m.GetCommittedAt() != nil {
 		took := m.GetCommittedAt().AsTime().Sub(m.GetStartedAt().AsTime())
-		committed += fmt.Sprintf(", %s ago, after %s", age(m.GetCommittedAt().AsTime()), took.Round(time.Millisecond))
+		committed += fmt.Sprintf(", %s ago, after %s", console.Age(m.GetCommittedAt().AsTime()), took.Round(time.Millisecond))
 	}
 	p.line("committed", committed)
 	p.line("job", m.GetJobId())
@@ -209,7 +211,7 @@ func (p *page) store(s *lifeboatv1.StoreCapabilities) {
 	yes := map[bool]string{true: "yes", false: "no"}
 	p.line("does", fmt.Sprintf("conditional writes %s, checksums %s, aborts uploads %s, versioning %s, object lock %s",
 		yes[s.GetConditionalWrites()], yes[s.GetChecksums()], yes[s.GetMultipartAbort()],
-		orDash(s.GetVersioning()), orDash(s.GetObjectLock())))
+		console.OrDash(s.GetVersioning()), console.OrDash(s.GetObjectLock())))
 }
 
 func (p *page) marks(s catalog.Snapshot) {
@@ -240,16 +242,16 @@ func (p *page) marks(s catalog.Snapshot) {
 
 func (p *page) drills(all []*lifeboatv1.DrillReport) error {
 	p.section("Drills")
-	t := newTable(p, "DRILL", "RESULT", "LEVEL", "RTO", "AGE", "SUMMARY")
+	t := console.NewTable(p, "DRILL", "RESULT", "LEVEL", "RTO", "AGE", "SUMMARY")
 	for _, d := range all {
 		result, text := "passed", d.GetSummary()
 		if !d.GetPassed() {
-			result, text = red(p.out, "FAILED"), d.GetFailure()
+			result, text = console.Red(p.out, "FAILED"), d.GetFailure()
 		}
-		t.row(d.GetId(), result, levelName(d.GetLevel()), took(d.GetRto()),
-			age(d.GetFinishedAt().AsTime()), firstLine(text))
+		t.Row(d.GetId(), result, levelName(d.GetLevel()), took(d.GetRto()),
+			console.Age(d.GetFinishedAt().AsTime()), console.FirstLine(text))
 	}
-	return t.flush("  none yet: that it can be restored is not proven")
+	return t.Flush("  none yet: that it can be restored is not proven")
 }
 
 func kindName(k lifeboatv1.Kind) string {

@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"time"
 
-	"github.com/mattn/go-isatty"
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	"github.com/robfig/cron/v3"
 	"github.com/spf13/cobra"
 
@@ -96,12 +96,12 @@ func (r *reader) status(ctx context.Context, out io.Writer, args []string) error
 		enc.SetIndent("", "  ")
 		return errors.Join(enc.Encode(all), red)
 	}
-	t := newTable(out, "TARGET", "KIND", "STATE", "SNAPSHOTS", "NEWEST", "AGE", "RPO", "PROVEN", "LAST PROVEN", "NEXT")
+	t := console.NewTable(out, "TARGET", "KIND", "STATE", "SNAPSHOTS", "NEWEST", "AGE", "RPO", "PROVEN", "LAST PROVEN", "NEXT")
 	for _, s := range all {
-		t.row(s.Target, s.Kind, paint(out, s.State+inPhase(s)), fmt.Sprint(s.Snapshots), orDash(s.Newest), ageOf(s.NewestAt), orDash(s.RPO),
+		t.Row(s.Target, s.Kind, paint(out, s.State+inPhase(s)), fmt.Sprint(s.Snapshots), console.OrDash(s.Newest), ageOf(s.NewestAt), console.OrDash(s.RPO),
 			ageOf(s.ProvenAt), ageOf(s.LastProvenAt), untilOf(s.NextSnapshot))
 	}
-	return errors.Join(t.flush("no targets are configured"), red)
+	return errors.Join(t.Flush("no targets are configured"), red)
 }
 
 // inPhase says where the newest drill failed, if that is what is wrong.
@@ -196,28 +196,17 @@ func nextTick(schedule cron.Schedule, snapshots []catalog.Snapshot, now time.Tim
 
 // paint colours a state on a terminal: red is what a person must see first.
 func paint(out io.Writer, state string) string {
-	f, ok := out.(*os.File)
-	if !ok || !isatty.IsTerminal(f.Fd()) || os.Getenv("NO_COLOR") != "" {
-		return state
-	}
 	if state == stateOK {
-		return "\x1b[32m" + state + "\x1b[0m"
+		return console.Green(out, state)
 	}
-	return "\x1b[31m" + state + "\x1b[0m"
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
+	return console.Red(out, state)
 }
 
 func ageOf(t *time.Time) string {
 	if t == nil {
 		return "-"
 	}
-	return age(*t)
+	return console.Age(*t)
 }
 
 func untilOf(t *time.Time) string {

@@ -7,6 +7,8 @@ import (
 	"io"
 	"strings"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
+
 	agecrypt "filippo.io/age"
 	"github.com/spf13/cobra"
 
@@ -38,9 +40,9 @@ func (f *identityFlag) read(enc config.Encryption) (identities, error) {
 	case err == nil:
 		return ids, nil
 	case flag:
-		return nil, usagef("--identity-file: %s", strings.TrimPrefix(err.Error(), "encryption.identity_file: "))
+		return nil, console.Usagef("--identity-file: %s", strings.TrimPrefix(err.Error(), "encryption.identity_file: "))
 	}
-	return nil, usagef("%w", err)
+	return nil, console.Usagef("%w", err)
 }
 
 // verification is how one snapshot's data was found.
@@ -193,18 +195,18 @@ func storedBytes(m *lifeboatv1.Manifest) int64 {
 }
 
 func (r *reader) printVerifications(out io.Writer, results []verification) error {
-	if r.output == outputJSON {
-		return writeJSON(out, results)
+	if r.output == console.OutputJSON {
+		return console.WriteJSON(out, results)
 	}
-	t := newTable(out, "SNAPSHOT", "RESULT", "METHOD", "STORED", "WHAT IS WRONG")
+	t := console.NewTable(out, "SNAPSHOT", "RESULT", "METHOD", "STORED", "WHAT IS WRONG")
 	for _, v := range results {
 		result := v.Result
 		if result != resultOK {
-			result = red(out, strings.ToUpper(result))
+			result = console.Red(out, strings.ToUpper(result))
 		}
-		t.row(v.Snapshot, result, orDash(v.Method), size(v.Bytes), orDash(firstLine(v.Error)))
+		t.Row(v.Snapshot, result, console.OrDash(v.Method), size(v.Bytes), console.OrDash(console.FirstLine(v.Error)))
 	}
-	return t.flush("no snapshots yet, so there is nothing to verify")
+	return t.Flush("no snapshots yet, so there is nothing to verify")
 }
 
 // judge makes the exit code say what the table says.

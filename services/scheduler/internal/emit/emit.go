@@ -278,17 +278,18 @@ func (e *Emitter) decide(ctx context.Context, en *entry, now time.Time) error {
 	ctx, span := otel.Tracer("lifeboat/scheduler").Start(ctx, "tick "+en.Key.target+" "+en.Key.schedule)
 	defer span.End()
 	state := &lifeboatv1.ScheduleState{
-		Tick: timestamppb.New(due.Tick), Outcome: lifeboatv1.ScheduleState_OUTCOME_EMITTED, Skipped: due.Passed,
+		Tick: timestamppb.New(due.Tick), Outcome: lifeboatv1.ScheduleState_OUTCOME_EMITTED,
 	}
 	if due.Passed > 0 {
-		state.SkippedFrom = timestamppb.New(due.From)
+		state.Missed = append(state.Missed, &lifeboatv1.MissedTicks{Reason: reasonDown, Count: due.Passed, From: timestamppb.New(due.From)})
 	}
 	seq, err := e.Bus.PutStateWith(ctx, e.state(en, state), bus.Outgoing{
 		Subject: bus.JobSubject(en.schedule.Work, en.Key.target),
 		Message: &lifeboatv1.Job{Tick: timestamppb.New(due.Tick), RequestedBy: "scheduler", Identity: en.schedule.Identity},
 	})
 	if errors.Is(err, bus.ErrBusy) {
-		state.Outcome, state.Reason = lifeboatv1.ScheduleState_OUTCOME_MISSED, reasonOverlap
+		state.Outcome = lifeboatv1.ScheduleState_OUTCOME_MISSED
+		state.Missed = append(state.Missed, &lifeboatv1.MissedTicks{Reason: reasonOverlap, Count: 1, From: state.GetTick()})
 		seq, err = e.Bus.PutState(ctx, e.state(en, state))
 	}
 	if errors.Is(err, bus.ErrConflict) {
@@ -309,10 +310,10 @@ func (e *Emitter) decide(ctx context.Context, en *entry, now time.Time) error {
 func (e *Emitter) count(en *entry, s *lifeboatv1.ScheduleState) {
 	if s.GetOutcome() == lifeboatv1.ScheduleState_OUTCOME_EMITTED {
 		e.metrics.emitted.WithLabelValues(en.Key.target, en.Key.schedule).Inc()
-	} else {
-		e.metrics.missed.WithLabelValues(en.Key.target, en.Key.schedule, s.GetReason()).Inc()
 	}
-	e.metrics.missed.WithLabelValues(en.Key.target, en.Key.schedule, reasonDown).Add(float64(s.GetSkipped()))
+	for _, m := range s.GetMissed() {
+		e.metrics.missed.WithLabelValues(en.Key.target, en.Key.schedule, m.GetReason()).Add(float64(m.GetCount()))
+	}
 }
 
 // record puts the ticks that a state calls missed into the audit log, and notes in the state that they are there. A
@@ -321,7 +322,7 @@ func (e *Emitter) count(en *entry, s *lifeboatv1.ScheduleState) {
 func (e *Emitter) record(ctx context.Context, en *entry) error {
 	s := en.unrecorded
 	overlap := s.GetOutcome() == lifeboatv1.ScheduleState_OUTCOME_MISSED
-	if s.GetRecorded() || (!overlap && s.GetSkipped() == 0) {
+	if s.GetRecorded() || len(s.GetMissed()) == 0 {
 		en.unrecorded = nil
 		return nil
 	}
@@ -349,13 +350,16 @@ func missedEvent(en *entry, s *lifeboatv1.ScheduleState, overlap bool) *lifeboat
 		Noun: "tick", Verb: "missed", Target: en.Key.target, RequestedBy: "scheduler",
 		Attributes: map[string]string{"work": string(en.schedule.Work), "schedule": en.schedule.Name, "tick": tick.UTC().Format(time.RFC3339)},
 	}
-	if s.GetSkipped() > 0 {
-		from := s.GetSkippedFrom().AsTime().UTC().Format(time.RFC3339)
-		ev.Attributes["down_count"], ev.Attributes["down_from"] = fmt.Sprint(s.GetSkipped()), from
-		ev.Message = fmt.Sprintf("%d ticks of %s from %s on passed while no scheduler ran", s.GetSkipped(), en.schedule.Name, from)
+	for _, m := range s.GetMissed() {
+		if m.GetReason() != reasonDown {
+			continue
+		}
+		from := m.GetFrom().AsTime().UTC().Format(time.RFC3339)
+		ev.Attributes["down_count"], ev.Attributes["down_from"] = fmt.Sprint(m.GetCount()), from
+		ev.Message = fmt.Sprintf("%d ticks of %s from %s on passed while no scheduler ran", m.GetCount(), en.schedule.Name, from)
 	}
 	if overlap {
-		ev.Attributes["reason"] = s.GetReason()
+		ev.Attributes["reason"] = reasonOverlap
 		if ev.GetMessage() != "" {
 			ev.Message += "; "
 		}
