@@ -317,7 +317,7 @@ func TestAStateIsWrittenByOneOnly(t *testing.T) {
 	_, b := fleet(t)
 	subject := bus.ScheduleSubject("etcd-prod", string(config.WorkSnapshot))
 	state := func(expect uint64) bus.State {
-		return bus.State{Outgoing: bus.Outgoing{Subject: subject, Message: &lifeboatv1.ScheduleState{Reason: fmt.Sprint(expect)}}, Expect: expect}
+		return bus.State{Outgoing: bus.Outgoing{Subject: subject, Message: &lifeboatv1.ScheduleState{Schedule: fmt.Sprint(expect)}}, Expect: expect}
 	}
 	first, err := b.PutState(t.Context(), state(0))
 	require.NoError(t, err)
@@ -329,7 +329,7 @@ func TestAStateIsWrittenByOneOnly(t *testing.T) {
 	seq, _, err := b.Last(t.Context(), bus.StreamJobs, subject, got)
 	require.NoError(t, err)
 	assert.Equal(t, second, seq)
-	assert.Equal(t, fmt.Sprint(first), got.GetReason())
+	assert.Equal(t, fmt.Sprint(first), got.GetSchedule())
 }
 
 func TestABatchIsStoredWholeOrNotAtAll(t *testing.T) {

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/console"
-
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"

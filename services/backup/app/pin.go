@@ -5,11 +5,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/console"
-
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 

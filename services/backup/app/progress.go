@@ -4,9 +4,9 @@ import (
 	"io"
 	"time"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/console"
-
 	"github.com/schollz/progressbar/v3"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 )
 
 // progress shows how far long work is, with its rate and the time left: on a terminal only, and never on the stream that

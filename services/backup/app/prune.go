@@ -7,11 +7,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/console"
-
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/retention"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"

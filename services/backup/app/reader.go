@@ -6,11 +6,10 @@ import (
 	"slices"
 	"time"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/console"
-
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store/s3"

@@ -6,11 +6,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/console"
-
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 )
 
 // destinationFlags say where a restore goes and how it is let in.

@@ -9,10 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/console"
-
 	"github.com/spf13/cobra"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore/etcd"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/throwaway"

@@ -7,11 +7,10 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/console"
-
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore"

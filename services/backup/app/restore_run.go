@@ -11,9 +11,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/console"
-
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"

@@ -13,7 +13,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/console"
-
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/restore"
 )
 

@@ -9,13 +9,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/console"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )

@@ -7,12 +7,11 @@ import (
 	"io"
 	"strings"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/console"
-
 	agecrypt "filippo.io/age"
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/pipeline"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
