@@ -39,12 +39,18 @@ e2e: ## The slow tests: the whole demo on real Consul and Nomad, and services ki
 	@tools/build consul nomad alertmanager nats-server etcd etcdctl etcdutl
 	@cd tests && go test -tags e2e -count 1 -p 1 -timeout 30m -v ./...
 
+.PHONY: chaos
+chaos: ## Some five minutes of faults of every part of a fleet, and an account of every tick (CHAOS_SEED=n repeats a choice of faults)
+	@tools/build nats-server etcd
+	@cd tests && go test ./chaos && go test -tags chaos -count 1 -timeout 20m -run TestChaos -v ./chaos
+
 .PHONY: bench
 bench: ## Benchmarks of the hot paths, each beside the raw limit it is compared with
 	@cd services/backup && go test -run '^$$' -bench . -benchmem -count 3 ./internal/pipeline
 	@cd fleet && go test -run '^$$' -bench . -benchmem -count 3 ./bus
 	@$(MAKE) bench-snapshot
 	@$(MAKE) bench-drill
+	@$(MAKE) bench-scheduler
 
 .PHONY: bench-snapshot
 bench-snapshot: .bin/lifeboat ## A snapshot against the raw stream and the stock tools: time, memory, bytes (SIZE_MIB=1024)
@@ -55,6 +61,11 @@ bench-snapshot: .bin/lifeboat ## A snapshot against the raw stream and the stock
 bench-drill: .bin/lifeboat ## A drill and a restore against the stock tools that do the same: time, memory (SIZE_MIB=1024)
 	@tools/build etcd etcdutl consul nats-server
 	@cd tests && go run ./bench/drill -size-mib $(or $(SIZE_MIB),1024) -lifeboat ../.bin/lifeboat
+
+.PHONY: bench-scheduler
+bench-scheduler: .bin/lifeboat ## Ticks, jobs and 100,000 targets against raw NATS: rates, latency, memory, processor (MANY=100000)
+	@tools/build nats-server
+	@cd tests && go run ./bench/scheduler -many $(or $(MANY),100000) -lifeboat ../.bin/lifeboat
 
 .PHONY: fuzz
 fuzz: ## Fuzz every parser for FUZZTIME each (default 20s)

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/cli/internal/demo"
+	"github.com/lifeboat-fleet/lifeboat/cli/internal/ops"
 	"github.com/lifeboat-fleet/lifeboat/cli/internal/up"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
@@ -23,7 +24,8 @@ func root() *cobra.Command {
 		Short: "Back up a control plane, prove by drills that it restores, and tell people with the runbook in the message",
 		Example: "  lifeboat up                                 # everything, on embedded servers, with sample data\n" +
 			"  lifeboat check-config -c lifeboat.yaml\n" +
-			"  lifeboat status -c lifeboat.yaml",
+			"  lifeboat status -c lifeboat.yaml\n" +
+			"  lifeboat why etcd-prod -c lifeboat.yaml     # from the tick to the object, or why nothing ran",
 		Version: service.Version(),
 	}
 	cmd.AddGroup(
@@ -31,8 +33,9 @@ func root() *cobra.Command {
 		&cobra.Group{ID: "run", Title: "Services:"},
 		&cobra.Group{ID: "try", Title: "To try it:"},
 	)
-	add(cmd, "operate", backup.StatusCommand(), backup.SnapshotCommand(), backup.DrillCommand(), backup.RestoreCommand(),
+	add(cmd, "operate", backup.StatusCommand(ops.FleetStatus), ops.WhyCommand(), ops.JobsCommand(), ops.DeadCommand(), backup.SnapshotCommand(), backup.DrillCommand(), backup.RestoreCommand(),
 		backup.PruneCommand(), checkConfig())
+	add(cmd, "operate", scheduler.ScheduleCommand())
 	add(cmd, "run", named("scheduler", scheduler.Command()), named("backup", backup.Command()), named("notifier", notifier.Command()))
 	add(cmd, "try", up.Command(), demo.Command())
 	return cmd

@@ -223,7 +223,7 @@ func TestAJobForAnUnknownTargetEndsWithAReason(t *testing.T) {
 	d := &lifeboatv1.DeadLetter{}
 	require.Eventually(t, func() bool {
 		return f.last("LIFEBOAT_DEAD", "lifeboat.dead.job.snapshot.no-such-target", d)
-	}, 30*time.Second, 20*time.Millisecond)
+	}, 60*time.Second, 20*time.Millisecond) // for half a minute the worker may be one that has not read the new configuration yet
 	assert.Contains(t, d.GetReason(), `no target is named "no-such-target"`)
 	f.event("lifeboat.event.job.rejected.no-such-target")
 	select {

@@ -75,7 +75,7 @@ func TestTheDeployedPermissionsAreEnough(t *testing.T) {
 	f.publish("lifeboat.job.snapshot.no-such-target")
 	require.Eventually(t, func() bool {
 		return f.last("LIFEBOAT_DEAD", "lifeboat.dead.job.snapshot.no-such-target", &lifeboatv1.DeadLetter{})
-	}, 30*time.Second, 20*time.Millisecond)
+	}, 60*time.Second, 20*time.Millisecond)
 	f.event("lifeboat.event.job.rejected.no-such-target")
 	require.Eventually(t, func() bool {
 		return f.post(webhook(map[string]string{"alertname": "CheckoutSlow", "severity": "critical"})) == http.StatusOK

@@ -38,6 +38,9 @@ type Bus struct {
 	mu      sync.Mutex
 	refused map[string]string
 	told    string
+	// kept are the streams' handles, by name.
+	kept  sync.Map
+	slots map[config.Work]slotLine
 }
 
 // Options say who connects and where.

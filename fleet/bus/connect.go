@@ -52,6 +52,7 @@ func Connect(o Options) (*Bus, error) {
 	return &Bus{
 		nc: nc, js: js, log: o.Logger, actor: o.Actor, replicas: max(o.Config.Replicas, 1), url: o.Config.URL,
 		monitor: newMonitor(o.Config.MonitorURLs, tlsConfig), denials: d, metrics: metrics, refused: map[string]string{},
+		slots: map[config.Work]slotLine{},
 	}, nil
 }
 
@@ -65,6 +66,10 @@ func connectOptions(log *slog.Logger, d *denials) []nats.Option {
 		nats.ReconnectWait(500 * time.Millisecond),
 		nats.ReconnectJitter(100*time.Millisecond, time.Second),
 		nats.Timeout(5 * time.Second),
+		// A server that hangs, or was cut off, says nothing. The library's own two minutes are longer than a job may be without a
+		// heartbeat, or a tick may be late.
+		nats.PingInterval(5 * time.Second),
+		nats.MaxPingsOutstanding(2),
 		nats.ConnectHandler(func(*nats.Conn) {
 			d.connected()
 			log.Info("connected to NATS")

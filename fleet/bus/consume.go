@@ -32,8 +32,14 @@ type Consumer struct {
 	// Ordered hands out one message at a time over the whole fleet, in order: a message that waits for its retry holds
 	// up the ones behind it.
 	Ordered bool
-	// MaxAttempts makes a message a dead letter after so many deliveries; 0: no limit.
+	// Grace is how long a handler may go on after the service was told to stop: it gets no further messages, but its context
+	// ends, with the cause ErrStopping, only when the time is over. Heartbeats go on meanwhile. 0: it ends at once.
+	Grace time.Duration
+	// MaxAttempts makes a message a dead letter after so many attempts; 0: no limit.
 	MaxAttempts int64
+	// CountsByClaim is for handlers that take a Claim: it counts the attempts, not the deliveries. One that was handed back,
+	// or never began, is none; one that ended with the process is.
+	CountsByClaim bool
 	// GiveUpAfter makes a message a dead letter at this age; 0: no limit.
 	GiveUpAfter time.Duration
 	// Backoff is the delay before the attempt that follows the given one. Nil: 1s doubling to 1m.
@@ -44,9 +50,9 @@ type Consumer struct {
 	OnDead func(context.Context, *Message, error) error
 }
 
-// Consume works messages off until the context ends. It returns nil then, and an error only when the consumer can never
-// work, such as a filter that overlaps another consumer's, or an ErrDenied at the start. While NATS is away it waits, and also
-// when a permission is taken away later.
+// Consume works messages off until the context ends and all handlers have returned. It returns nil then, and an error only
+// when the consumer can never work, such as a filter that overlaps another consumer's, or an ErrDenied at the start. While NATS
+// is away it waits, and also when a permission is taken away later.
 func (b *Bus) Consume(ctx context.Context, c Consumer) error {
 	if c.Backoff == nil {
 		c.Backoff = Exponential(time.Second, time.Minute)
@@ -57,31 +63,65 @@ func (b *Bus) Consume(ctx context.Context, c Consumer) error {
 		// block its subject. We count attempts and move it to the dead letters.
 		MaxDeliver: -1, MaxAckPending: 1000,
 	}
+	if c.CountsByClaim {
+		// A message that waits for its retry counts as pending. Those that were handed back because no worker here is of their
+		// zone must not use up what others' may have.
+		cfg.MaxAckPending = -1
+	}
 	if c.Ordered {
 		cfg.MaxAckPending = 1
 	}
+	pulling, cancel := context.WithCancel(ctx)
+	working, end := graceful(pulling, c.Grace)
+	defer end()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	errs := make(chan error, max(c.Concurrency, 1))
 	for range max(c.Concurrency, 1) {
-		wg.Go(func() { errs <- b.consumeLoop(ctx, c, cfg) })
+		wg.Go(func() { errs <- b.consumeLoop(pulling, working, c, cfg) })
 	}
 	return <-errs
+}
+
+// graceful is a context that outlives ctx by the time of grace, and ends then with the cause ErrStopping.
+func graceful(ctx context.Context, grace time.Duration) (working context.Context, end func()) {
+	working, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	over := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-over:
+			return
+		}
+		t := time.NewTimer(grace)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-over:
+		}
+		stop(ErrStopping)
+	})
+	return working, func() {
+		close(over)
+		wg.Wait()
+		stop(nil)
+	}
 }
 
 // deniedWithin is how soon after the start a denied permission shows.
 const deniedWithin = 5 * time.Second
 
 // consumeLoop keeps one pull subscription alive through reconnects and deleted consumers.
-func (b *Bus) consumeLoop(ctx context.Context, c Consumer, cfg jetstream.ConsumerConfig) error {
+// It pulls until ctx ends, and handlers run in working.
+func (b *Bus) consumeLoop(ctx, working context.Context, c Consumer, cfg jetstream.ConsumerConfig) error {
 	retry := Exponential(200*time.Millisecond, 10*time.Second)
 	worked := false
 	for attempt := int64(1); ctx.Err() == nil; attempt++ {
 		begin := time.Now()
 		err := b.guarded(ctx, func(guarded context.Context) error {
-			return b.pull(ctx, guarded, c, cfg, func() { attempt, worked = 1, true })
+			return b.pull(guarded, working, c, cfg, func() { attempt, worked = 1, true })
 		}, api("CONSUMER.CREATE", c.Stream, c.Durable), api("CONSUMER.CREATE", c.Stream, c.Durable, ">"),
 			api("CONSUMER.MSG.NEXT", c.Stream, c.Durable))
 		if ctx.Err() != nil {
@@ -104,8 +144,9 @@ func (b *Bus) consumeLoop(ctx context.Context, c Consumer, cfg jetstream.Consume
 	return nil
 }
 
-// pull hands out messages until the guarded context ends. Handlers run in ctx: a permission that is taken away ends no work.
-func (b *Bus) pull(ctx, guarded context.Context, c Consumer, cfg jetstream.ConsumerConfig, healthy func()) error {
+// pull hands out messages until the guarded context ends. Handlers run in working: neither a stop nor a permission that is taken
+// away ends them at once.
+func (b *Bus) pull(guarded, working context.Context, c Consumer, cfg jetstream.ConsumerConfig, healthy func()) error {
 	setup, cancel := context.WithTimeout(guarded, publishTimeout)
 	defer cancel()
 	cons, err := b.js.CreateOrUpdateConsumer(setup, c.Stream, cfg)
@@ -113,20 +154,27 @@ func (b *Bus) pull(ctx, guarded context.Context, c Consumer, cfg jetstream.Consu
 		return fmt.Errorf("creating consumer: %w", err)
 	}
 	// One message at a time: a prefetching worker would hoard jobs that idle ones could do.
-	it, err := cons.Messages(jetstream.PullMaxMessages(1), jetstream.PullExpiry(30*time.Second))
+	it, err := cons.Messages(jetstream.PullMaxMessages(1), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(pullBeat))
 	if err != nil {
 		return fmt.Errorf("subscribing: %w", err)
 	}
-	defer it.Stop()
+	pulling, clock := watchClock(guarded, c.AckWait)
+	defer clock.stop()
 	for {
-		m, err := it.Next(jetstream.NextContext(guarded))
+		m, err := clock.next(pulling, it)
 		if err != nil {
+			n := clock.end(it)
+			b.metrics.handled.WithLabelValues(c.Durable, outcomeHandedBack).Add(float64(n))
 			return fmt.Errorf("waiting for a message: %w", err)
 		}
 		healthy()
-		b.deliver(ctx, c, m)
+		b.deliver(working, c, m)
 	}
 }
+
+// pullBeat is how often the server tells who waits for a message that it still knows of that. After two that did not come the waiter
+// asks again: a server that was killed says nothing, and its successor knows of nobody.
+const pullBeat = 5 * time.Second
 
 // deliver runs the handler under heartbeats and settles the message.
 func (b *Bus) deliver(ctx context.Context, c Consumer, jm jetstream.Msg) {
@@ -136,8 +184,11 @@ func (b *Bus) deliver(ctx context.Context, c Consumer, jm jetstream.Msg) {
 		return
 	}
 	m := &Message{
-		Subject: jm.Subject(), Data: jm.Data(), Header: jm.Headers(), Seq: meta.Sequence.Stream,
-		Stored: meta.Timestamp, Attempt: int64(meta.NumDelivered), //nolint:gosec // a delivery count fits
+		Subject: jm.Subject(), Data: jm.Data(), Header: jm.Headers(), Seq: meta.Sequence.Stream, Stored: meta.Timestamp,
+		Delivery: int64(meta.NumDelivered), maxAttempts: c.MaxAttempts, //nolint:gosec // a delivery count fits
+	}
+	if !c.CountsByClaim {
+		m.Attempt = m.Delivery
 	}
 	parent := propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(m.Header))
 	parent, span := otel.Tracer("lifeboat/bus").Start(parent, "consume "+c.Durable, trace.WithSpanKind(trace.SpanKindConsumer))
@@ -145,26 +196,23 @@ func (b *Bus) deliver(ctx context.Context, c Consumer, jm jetstream.Msg) {
 
 	work, stop := context.WithCancelCause(parent)
 	defer stop(nil)
-	beating := make(chan struct{})
-	go func() {
-		defer close(beating)
-		b.heartbeat(work, stop, jm, c.AckWait)
-	}()
+	beating := make(chan time.Time, 1)
+	go func() { beating <- b.heartbeat(work, stop, jm, c.AckWait) }()
 	b.metrics.inFlight.WithLabelValues(c.Durable).Inc()
 	begin := time.Now()
 	err = c.Handle(work, m)
 	b.metrics.seconds.WithLabelValues(c.Durable).Observe(time.Since(begin).Seconds())
 	b.metrics.inFlight.WithLabelValues(c.Durable).Dec()
-	lost := errors.Is(context.Cause(work), ErrLostMessage)
+	ended := context.Cause(work)
 	stop(nil)
-	<-beating
+	d := delivery{jm: jm, m: m, ended: ended, gone: passed(<-beating, time.Now()) >= c.AckWait}
 	if err != nil {
 		span.RecordError(err)
 	}
 	// Settling must still happen while the service stops, so it has its own deadline.
 	settle, cancel := context.WithTimeout(context.WithoutCancel(parent), publishTimeout)
 	defer cancel()
-	outcome, err := b.settle(settle, c, jm, m, err, lost, ctx.Err() != nil)
+	outcome, err := b.settle(settle, c, d, err)
 	b.metrics.handled.WithLabelValues(c.Durable, outcome).Inc()
 	if err != nil {
 		b.log.WarnContext(settle, "could not settle a message; it will be delivered again",
@@ -172,36 +220,72 @@ func (b *Bus) deliver(ctx context.Context, c Consumer, jm jetstream.Msg) {
 	}
 }
 
+// What became of a message, as the metric says it.
+const (
+	outcomeAck        = "ack"
+	outcomeCancelled  = "cancelled"
+	outcomeLost       = "lost"
+	outcomeDead       = "dead"
+	outcomeHandedBack = "handed_back"
+	outcomeRetry      = "retry"
+)
+
+// delivery is one that its handler has returned from.
+type delivery struct {
+	jm jetstream.Msg
+	m  *Message
+	// ended is why the handler's context ended while it ran; nil when it did not.
+	ended error
+	// gone says that the server may have given the message to somebody else.
+	gone bool
+}
+
 // settle decides what becomes of a message: acknowledged, tried again, handed back, or dead.
-func (b *Bus) settle(
-	ctx context.Context, c Consumer, jm jetstream.Msg, m *Message, failed error, lost, stopping bool,
-) (outcome string, err error) {
+func (b *Bus) settle(ctx context.Context, c Consumer, d delivery, failed error) (outcome string, err error) {
+	jm, m := d.jm, d.m
 	terminal, isTerminal := errors.AsType[*terminalError](failed)
+	handBack, isHandBack := errors.AsType[*handBackError](failed)
 	exhausted := (c.MaxAttempts > 0 && m.Attempt >= c.MaxAttempts) ||
 		(c.GiveUpAfter > 0 && time.Since(m.Stored) >= c.GiveUpAfter)
+	stopping := errors.Is(d.ended, ErrStopping)
 	switch {
+	case d.gone:
+		// The server takes whatever an old delivery says for a word of the new one. If that one dies, or there is none, the
+		// server delivers again by itself.
+		return outcomeLost, nil
 	case failed == nil:
-		return "ack", b.guarded(ctx, jm.DoubleAck, jm.Reply())
-	case lost || errors.Is(failed, ErrClaimLost):
-		// Somebody else has it, and works on it. The server takes a nak or a term of an old delivery for one of the new
-		// one, so this delivery says nothing more; if the other one dies, the server redelivers by itself.
-		return "lost", nil
+		return outcomeAck, b.guarded(ctx, jm.DoubleAck, jm.Reply())
+	case errors.Is(failed, ErrCancelled):
+		return outcomeCancelled, b.guarded(ctx, jm.DoubleAck, jm.Reply())
+	case errors.Is(d.ended, ErrLostMessage) || errors.Is(failed, ErrClaimLost):
+		return outcomeLost, nil // somebody else has it, and works on it
+	case isHandBack:
+		return outcomeHandedBack, b.nak(jm, handBack.after)
 	case isTerminal || (exhausted && !stopping):
 		reason := "gave_up"
 		if isTerminal {
 			reason = terminal.reason
 		}
-		return "dead", b.bury(ctx, c, jm, m, reason, failed)
+		return outcomeDead, b.bury(ctx, c, jm, m, reason, failed)
 	case stopping:
-		return "handed_back", jm.Nak()
+		return outcomeHandedBack, b.nak(jm, 0)
 	}
-	delay := c.Backoff(m.Attempt)
+	delay := c.Backoff(max(m.Attempt, 1))
 	if retry, ok := errors.AsType[*retryError](failed); ok {
 		delay = retry.after
 	}
 	b.log.WarnContext(ctx, "will try again", slog.String("consumer", c.Durable), slog.String("subject", m.Subject),
 		slog.Int64("attempt", m.Attempt), slog.Duration("after", delay), slog.Any("err", failed))
-	return "retry", jm.NakWithDelay(delay)
+	return outcomeRetry, b.nak(jm, delay)
+}
+
+// nak gives a message back, unless there is no connection: the library would keep the word and say it after it has reconnected, when
+// the message may be with somebody else. Unsaid, the message comes back after AckWait.
+func (b *Bus) nak(jm jetstream.Msg, after time.Duration) error {
+	if err := b.Connected(); err != nil {
+		return err
+	}
+	return jm.NakWithDelay(after)
 }
 
 // bury stores the dead letter first and only then removes the message: a crash between the two leaves both, and the
@@ -218,47 +302,17 @@ func (b *Bus) bury(ctx context.Context, c Consumer, jm jetstream.Msg, m *Message
 		Reason: failed.Error(), Attempts: m.Attempt,
 	})
 	if err != nil {
-		if nak := jm.NakWithDelay(c.Backoff(m.Attempt)); nak != nil {
+		if nak := b.nak(jm, c.Backoff(max(m.Attempt, 1))); nak != nil {
 			err = errors.Join(err, nak)
 		}
 		return fmt.Errorf("storing a dead letter: %w", err)
 	}
 	if c.OnDead != nil {
 		if err := c.OnDead(ctx, m, failed); err != nil {
-			return errors.Join(fmt.Errorf("recording a dead letter: %w", err), jm.NakWithDelay(c.Backoff(m.Attempt)))
+			return errors.Join(fmt.Errorf("recording a dead letter: %w", err), b.nak(jm, c.Backoff(max(m.Attempt, 1))))
 		}
 	}
 	return jm.TermWithReason(reason)
-}
-
-// heartbeat tells the server that the work goes on, and cancels the work when the server has not confirmed that for two
-// thirds of AckWait: after a whole AckWait the message is given to somebody else.
-func (b *Bus) heartbeat(ctx context.Context, lost context.CancelCauseFunc, jm jetstream.Msg, ackWait time.Duration) {
-	ticker := time.NewTicker(ackWait / 3)
-	defer ticker.Stop()
-	confirmed := time.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		sent := time.Now()
-		beat, cancel := context.WithTimeout(ctx, ackWait/6)
-		// InProgress of the library sends and forgets; a request gets the server's answer.
-		_, err := b.nc.RequestWithContext(beat, jm.Reply(), []byte("+WPI"))
-		cancel()
-		switch {
-		case err == nil:
-			confirmed = sent
-		case ctx.Err() != nil:
-			return
-		case time.Since(confirmed) >= ackWait*2/3:
-			b.metrics.lost.Inc()
-			lost(ErrLostMessage)
-			return
-		}
-	}
 }
 
 // Exponential is a backoff that doubles from first to most, with jitter, as the backoff library computes it.

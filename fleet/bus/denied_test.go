@@ -2,6 +2,7 @@ package bus_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -100,6 +101,39 @@ func TestADeniedSubjectIsNamed(t *testing.T) {
 		}},
 		"durability": {"$JS.API.STREAM.INFO.LIFEBOAT_DEAD", func(ctx context.Context, b *bus.Bus) error {
 			_, err := b.Durability(ctx)
+			return err
+		}},
+		"scan": {"$JS.API.DIRECT.GET.LIFEBOAT_JOBS", func(ctx context.Context, b *bus.Bus) error {
+			return b.Scan(ctx, bus.StreamJobs, bus.AllJobs(config.WorkSnapshot), func(*bus.Message) error { return nil })
+		}},
+		"delete": {"$JS.API.STREAM.MSG.DELETE.LIFEBOAT_JOBS", func(ctx context.Context, b *bus.Bus) error {
+			return b.Delete(ctx, bus.StreamJobs, 1)
+		}},
+		"cancel": {bus.ClaimSubject("etcd-prod", config.WorkSnapshot), func(ctx context.Context, b *bus.Bus) error {
+			if _, err := b.Publish(ctx, job("etcd-prod")); err != nil && !errors.Is(err, bus.ErrBusy) {
+				return err
+			}
+			_, _, err := b.CancelJob(ctx, config.WorkSnapshot, "etcd-prod", "", "ada")
+			return err
+		}},
+		"make a line for slots": {"$JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS.slots-drill.lifeboat.state.slot.drill.*", func(ctx context.Context, b *bus.Bus) error {
+			_, err := b.Slot(ctx, config.WorkDrill, 1)
+			return err
+		}},
+		"stand in the line for slots": {"$JS.API.CONSUMER.MSG.NEXT.LIFEBOAT_JOBS.slots-drill", func(ctx context.Context, b *bus.Bus) error {
+			_, err := b.Slot(ctx, config.WorkDrill, 1)
+			return err
+		}},
+		"store a slot": {"lifeboat.state.slot.drill.0", func(ctx context.Context, b *bus.Bus) error {
+			_, err := b.Slot(ctx, config.WorkDrill, 1)
+			return err
+		}},
+		"who is there": {"$SRV.INFO.lifeboat-backup", func(ctx context.Context, b *bus.Bus) error {
+			_, err := b.Workers(ctx)
+			return err
+		}},
+		"ask": {"lifeboat.ask.history.etcd-prod", func(ctx context.Context, b *bus.Bus) error {
+			_, err := b.AskHistory(ctx, "etcd-prod")
 			return err
 		}},
 		"make a consumer": {"$JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS.test.lifeboat.job.snapshot.*", func(ctx context.Context, b *bus.Bus) error {

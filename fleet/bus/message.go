@@ -17,8 +17,13 @@ type Message struct {
 	// Seq is the message's place in its stream; Stored is when the server took it. Both stay the same on redelivery.
 	Seq    uint64
 	Stored time.Time
-	// Attempt counts deliveries, from 1.
+	// Delivery is how often the server has handed this message out, from 1.
+	Delivery int64
+	// Attempt is what counts against MaxAttempts, from 1. It is Delivery, except for a consumer with CountsByClaim: there it is 0
+	// until Claim sets it.
 	Attempt int64
+	// maxAttempts is the consumer's, for Claim; 0: no limit.
+	maxAttempts int64
 }
 
 // ID names what this message asks for: it sorts by time, is legible, and is the same on every delivery. It is the id of
@@ -35,6 +40,9 @@ func (m *Message) DeadID() string { return "dead-" + m.Subject + "-" + m.ID() }
 // ErrLostMessage is the cause of a handler's cancelled context when the server stopped confirming heartbeats: another
 // worker may have the message by now.
 var ErrLostMessage = errors.New("the server did not confirm a heartbeat in time; the message may be with another worker")
+
+// ErrStopping is the cause of a handler's cancelled context when the service stops and the time of grace is over.
+var ErrStopping = errors.New("the service is stopping, and the time that it gives work to end is over")
 
 // terminalError says that no further attempt can help.
 type terminalError struct {
@@ -67,6 +75,26 @@ func (e *retryError) Unwrap() error { return e.err }
 // RetryAfter marks an error that deserves another attempt, not before a delay.
 func RetryAfter(after time.Duration, err error) error { return &retryError{after, err} }
 
-// Handler does the work of one message. A nil error acknowledges it; Terminal makes it a dead letter; anything else is
-// tried again. It must return soon after its context ends.
+// handBackError gives a message to somebody else.
+type handBackError struct {
+	after time.Duration
+	err   error
+}
+
+func (e *handBackError) Error() string { return e.err.Error() }
+func (e *handBackError) Unwrap() error { return e.err }
+
+// HandBack marks an error that says why this process does not do the work, though another one may: the message is delivered
+// again, after a delay if it is not 0, and never becomes a dead letter by it.
+func HandBack(after time.Duration, err error) error { return &handBackError{after, err} }
+
+// IsHandBack says whether an error was marked by HandBack.
+func IsHandBack(err error) bool {
+	_, ok := errors.AsType[*handBackError](err)
+	return ok
+}
+
+// Handler does the work of one message. A nil error acknowledges it, and so does ErrCancelled; Terminal makes it a dead letter;
+// HandBack gives it to another process; anything else is tried again. It must return soon after its context ends, and should
+// then return the context's cause.
 type Handler func(context.Context, *Message) error

@@ -142,25 +142,44 @@ func (b *Bus) Emit(ctx context.Context, e *lifeboatv1.Event) error {
 func (b *Bus) Last(ctx context.Context, stream, subject string, into proto.Message) (seq uint64, at time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	s, err := b.stream(ctx, stream)
-	if err != nil {
-		return 0, time.Time{}, err
-	}
-	var m *jetstream.RawStreamMsg
-	err = b.guarded(ctx, func(ctx context.Context) error {
-		m, err = s.GetLastMsgForSubject(ctx, subject)
-		return err
-	}, api("DIRECT.GET", stream, subject), api("STREAM.MSG.GET", stream))
+	m, err := b.last(ctx, stream, subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return 0, time.Time{}, nil
 	}
 	if err != nil {
-		return 0, time.Time{}, fmt.Errorf("reading the last message of %s: %w", subject, err)
+		return 0, time.Time{}, err
 	}
 	if err := Decode(m.Data, into); err != nil {
 		return 0, time.Time{}, fmt.Errorf("decoding the last message of %s: %w", subject, err)
 	}
 	return m.Sequence, m.Time, nil
+}
+
+// last looks the stream up once and not before every read: the handle stays good until a read fails.
+func (b *Bus) last(ctx context.Context, stream, subject string) (m *jetstream.RawStreamMsg, err error) {
+	read := func(s jetstream.Stream) error {
+		return b.guarded(ctx, func(ctx context.Context) error {
+			m, err = s.GetLastMsgForSubject(ctx, subject)
+			return err
+		}, api("DIRECT.GET", stream, subject), api("STREAM.MSG.GET", stream))
+	}
+	kept, _ := b.kept.Load(stream)
+	if s, ok := kept.(jetstream.Stream); ok {
+		err = read(s)
+		if err == nil || errors.Is(err, jetstream.ErrMsgNotFound) {
+			return m, err
+		}
+		b.kept.Delete(stream) // lost, or made anew with other settings
+	}
+	s, err := b.stream(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	b.kept.Store(stream, s)
+	if err = read(s); err != nil {
+		return nil, fmt.Errorf("reading the last message of %s: %w", subject, err)
+	}
+	return m, nil
 }
 
 // Decode reads ProtoJSON; fields of a newer Lifeboat are ignored. An empty payload is the empty message.
@@ -184,6 +203,8 @@ const (
 	codeMaxMsgsPerSubject = 10077
 	codeWrongLastSequence = 10071
 	codeWrongSeqConstant  = 10164
+	codeSequenceNotFound  = 10043
+	codeMsgDeleteFailed   = 10057
 )
 
 // classify turns the server's refusals into our sentinels and keeps the server's words.

@@ -22,9 +22,7 @@ func publishable() map[string][]string {
 	may := map[string][]string{
 		// Jobs, schedules and claims.
 		"lifeboat.state.schedule.etcd-prod.snapshot": {scheduler, cli},
-		"lifeboat.state.claim.etcd-prod.snapshot":    {snapshot},
-		"lifeboat.state.claim.etcd-prod.prune":       {prune},
-		"lifeboat.state.claim.etcd-prod.drill":       {},
+		"lifeboat.state.schedule.etcd-prod":          {scheduler, cli},
 		// Alerts, and what they become.
 		"lifeboat.alert.received":       {notifier, cli},
 		"lifeboat.alert.delivery.slack": {notifier, cli},
@@ -51,10 +49,23 @@ func publishable() map[string][]string {
 		"lifeboat.dead.alert.delivery.slack":   {notifier},
 		"lifeboat.dead.webhook":                {notifier},
 		// Answers to others, the system, and everything else.
-		"_INBOX_scheduler.x": {}, "_INBOX.x": {}, "$SYS.REQ.SERVER.PING": {}, "$KV.x.y": {}, "elsewhere": {},
+		"_INBOX_scheduler.x": {}, "_INBOX_cli.x": {}, "_INBOX.x": {}, "$SYS.REQ.SERVER.PING": {}, "$KV.x.y": {}, "elsewhere": {},
 	}
 	for _, w := range config.Works() {
 		may[bus.JobSubject(w, "etcd-prod")] = []string{scheduler, cli}
+		may[bus.ClaimSubject("etcd-prod", w)] = []string{string(w), cli}
+		may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS."+bus.ClaimSubject("etcd-prod", w)] = []string{string(w), cli}
+		may[bus.SlotSubject(w, 0)] = []string{string(w)}
+		slots := "slots-" + string(w)
+		may["$JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS."+slots+".lifeboat.state.slot."+string(w)+".*"] = []string{string(w)}
+		may["$JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS."+slots+".lifeboat.state.>"] = nil
+		may["$JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS."+slots+"."+bus.AllJobs(w)] = nil
+		may["$JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS."+slots] = nil
+		may["$JS.API.CONSUMER.DELETE.LIFEBOAT_JOBS."+slots] = nil
+		may["$JS.API.CONSUMER.INFO.LIFEBOAT_JOBS."+slots] = []string{string(w), cli}
+		may["$JS.API.CONSUMER.MSG.NEXT.LIFEBOAT_JOBS."+slots] = []string{string(w)}
+		may["$JS.ACK.LIFEBOAT_JOBS."+slots+".1.1.1.1.0"] = []string{string(w)}
+		may["$JS.ACK._.abc.LIFEBOAT_JOBS."+slots+".1.1.1.1.0"] = []string{string(w)}
 		consumer := "backup-" + string(w)
 		for _, call := range []string{"CONSUMER.INFO", "CONSUMER.MSG.NEXT", "CONSUMER.CREATE", "CONSUMER.DURABLE.CREATE", "CONSUMER.DELETE"} {
 			may["$JS.API."+call+".LIFEBOAT_JOBS."+consumer] = nil
@@ -83,24 +94,45 @@ func publishable() map[string][]string {
 	may["$JS.API.STREAM.MSG.DELETE.LIFEBOAT_EVENTS"] = nil // the audit log stays as it was written
 	may["$JS.API.STREAM.MSG.DELETE.LIFEBOAT_ALERTS"] = nil
 	// Reading.
-	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS"] = []string{cli}
+	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS"] = []string{scheduler, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS.lifeboat.job.drill.etcd-prod"] = []string{scheduler, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS.lifeboat.state.schedule.etcd-prod.drill"] = []string{scheduler, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS.lifeboat.state.claim.etcd-prod.snapshot"] = []string{snapshot, prune, cli}
-	may["$JS.API.DIRECT.GET.LIFEBOAT_EVENTS"] = []string{cli}
+	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS.lifeboat.state.slot.snapshot.0"] = []string{cli}
+	may["$JS.API.DIRECT.GET.LIFEBOAT_EVENTS"] = []string{scheduler, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_EVENTS.lifeboat.event.snapshot.committed.etcd-prod"] = []string{scheduler, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_EVENTS.lifeboat.event.snapshot.deleted.etcd-prod"] = []string{scheduler, prune, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_DEAD.lifeboat.dead.webhook"] = []string{cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_ALERTS"] = nil
 	may["$JS.API.DIRECT.GET.LIFEBOAT_ALERTS.lifeboat.alert.received"] = nil
-	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_EVENTS.spy"] = []string{notifier, cli}
-	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_EVENTS.spy.lifeboat.event.>"] = []string{notifier, cli}
-	may["$JS.API.CONSUMER.MSG.NEXT.LIFEBOAT_EVENTS.spy"] = []string{notifier, cli}
+	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_EVENTS.spy"] = []string{scheduler, notifier, cli}
+	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_EVENTS.spy.lifeboat.event.>"] = []string{scheduler, notifier, cli}
+	may["$JS.API.CONSUMER.MSG.NEXT.LIFEBOAT_EVENTS.spy"] = []string{scheduler, notifier, cli}
+	may["$JS.API.CONSUMER.DELETE.LIFEBOAT_EVENTS.spy"] = []string{scheduler, notifier, cli}
 	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_DEAD.spy"] = []string{cli}
 	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_ALERTS.spy.lifeboat.alert.>"] = []string{notifier}
 	may["$JS.API.CONSUMER.MSG.NEXT.LIFEBOAT_ALERTS.notifier-route"] = []string{notifier}
 	may["$JS.ACK.LIFEBOAT_ALERTS.notifier-route.1.1.1.1.0"] = []string{notifier}
+	// Questions.
+	may["lifeboat.ask.history.etcd-prod"] = []string{scheduler}
+	may["lifeboat.ask.secrets.etcd-prod"] = nil
+	may["$SRV.INFO"] = []string{cli}
+	may["$SRV.INFO.lifeboat-backup"] = []string{cli}
+	may["$SRV.PING.lifeboat-backup.abc"] = []string{cli}
+	may["$SRV.INFO.another"] = nil
 	return may
+}
+
+// listenable lists what roles may listen to, besides their inboxes. All others may not, and nobody may listen to the rest.
+func listenable() map[string][]string {
+	backup := []string{snapshot, verify, drill, prune}
+	return map[string][]string{
+		">": nil, "lifeboat.>": nil, "lifeboat.job.snapshot.etcd-prod": nil, "lifeboat.alert.>": nil, "lifeboat.state.>": nil,
+		"$JS.>": nil, "$JS.ACK.>": nil, "$SYS.>": nil, "_INBOX.>": nil, "_INBOX_*.>": nil,
+		"$SRV.INFO": backup, "$SRV.PING.lifeboat-backup": backup, "$SRV.STATS.lifeboat-backup.abc": backup,
+		"$SRV.INFO.another": nil, "$SRV.>": nil,
+		"lifeboat.ask.history.*": {snapshot, verify}, "lifeboat.ask.>": nil,
+	}
 }
 
 // denied says whether the server refuses something, by what it has said before it answers a ping.
@@ -117,18 +149,18 @@ func TestEveryRoleIsDeniedTheWorkOfTheOthers(t *testing.T) {
 	d := deploy(t, "")
 	d.streams(t)
 	may := publishable()
-	listen := []string{">", "lifeboat.>", "lifeboat.job.snapshot.etcd-prod", "lifeboat.alert.>", "$JS.>", "$JS.ACK.>", "$SYS.>", "_INBOX.>", "_INBOX_*.>"}
 	for _, role := range rolestest.Roles() {
 		nc := d.raw(t, role)
 		for subject, roles := range may {
 			no := denied(t, nc, func() error { return nc.Publish(subject, nil) })
 			assert.Equal(t, !slices.Contains(roles, role), no, "%s publishes to %s", role, subject)
 		}
-		for _, subject := range listen {
-			assert.True(t, denied(t, nc, func() error {
+		for subject, roles := range listenable() {
+			no := denied(t, nc, func() error {
 				_, err := nc.SubscribeSync(subject)
 				return err
-			}), "%s listens on %s", role, subject)
+			})
+			assert.Equal(t, !slices.Contains(roles, role), no, "%s listens on %s", role, subject)
 		}
 		for _, other := range rolestest.Roles() {
 			no := denied(t, nc, func() error {
@@ -184,7 +216,7 @@ func TestADeniedRoleIsToldWhat(t *testing.T) {
 			return err
 		}, "publish to $JS.API.DIRECT.GET.LIFEBOAT_DEAD.lifeboat.dead.webhook"},
 		"prune claims a snapshot": {prune, func(ctx context.Context, b *bus.Bus) error {
-			_, err := b.Claim(ctx, config.WorkSnapshot, "etcd-prod", &bus.Message{Subject: "x", Attempt: 1})
+			_, err := b.Claim(ctx, config.WorkSnapshot, "etcd-prod", &bus.Message{Subject: "x"})
 			return err
 		}, "publish to lifeboat.state.claim.etcd-prod.snapshot"},
 		"the notifier moves a schedule": {notifier, func(ctx context.Context, b *bus.Bus) error {
@@ -200,6 +232,30 @@ func TestADeniedRoleIsToldWhat(t *testing.T) {
 		"the scheduler takes an alert": {
 			scheduler, consume("notifier-route", bus.StreamAlerts, bus.SubjectReceived), "publish to $JS.API.CONSUMER.CREATE.LIFEBOAT_ALERTS.notifier-route",
 		},
+		"the notifier reads all schedules": {notifier, func(ctx context.Context, b *bus.Bus) error {
+			return b.Scan(ctx, bus.StreamJobs, bus.ScheduleSubject("*", "*"), func(*bus.Message) error { return nil })
+		}, "publish to $JS.API.DIRECT.GET.LIFEBOAT_JOBS"},
+		"a drill reads the audit log": {drill, func(ctx context.Context, b *bus.Bus) error {
+			return b.History(ctx, bus.StreamEvents, []string{"lifeboat.event.>"}, time.Time{}, func(*bus.Message) error { return nil })
+		}, "publish to $JS.API.CONSUMER.CREATE.LIFEBOAT_EVENTS."},
+		"a snapshot worker removes a job": {snapshot, func(ctx context.Context, b *bus.Bus) error {
+			return b.Delete(ctx, bus.StreamJobs, 1)
+		}, "publish to $JS.API.STREAM.MSG.DELETE.LIFEBOAT_JOBS"},
+		"a verifier takes a place of drills": {verify, func(ctx context.Context, b *bus.Bus) error {
+			_, err := b.Slot(ctx, config.WorkDrill, 1)
+			return err
+		}, "publish to $JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS.slots-drill.lifeboat.state.slot.drill."},
+		"the notifier says that it is a worker": {notifier, func(ctx context.Context, b *bus.Bus) error {
+			return b.Announce(ctx, bus.Service{Name: "lifeboat-backup", Version: "1.0.0"})
+		}, "subscribe to $SRV."},
+		"a drill looks who is there": {drill, func(ctx context.Context, b *bus.Bus) error {
+			_, err := b.Workers(ctx)
+			return err
+		}, "publish to $SRV.INFO.lifeboat-backup"},
+		"the notifier asks for a history": {notifier, func(ctx context.Context, b *bus.Bus) error {
+			_, err := b.AskHistory(ctx, "etcd-prod")
+			return err
+		}, "publish to lifeboat.ask.history.etcd-prod"},
 		"a person takes jobs": {
 			cli, consume("backup-snapshot", bus.StreamJobs, "lifeboat.job.snapshot.*"),
 			"publish to $JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS.backup-snapshot",

@@ -3,6 +3,7 @@ package bus_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -142,11 +144,13 @@ func TestEveryRoleMayDoItsWork(t *testing.T) {
 				noun, verb, _ := strings.Cut(e, ".")
 				emit(t, sched, noun, verb)
 			}
+			readsAll(t, sched)
 			works := map[config.Work]func(context.Context, *bus.Bus, *bus.Message) error{
 				config.WorkSnapshot: claimed(config.WorkSnapshot, "snapshot.started", "snapshot.interrupted", "snapshot.committed", "source.well",
 					"source.worrying", "copy.passed", "copy.failed", "verify.failed", "snapshot.failed"),
-				config.WorkVerify: told("verify.passed", "verify.failed", "verify.checked"),
-				config.WorkDrill:  told("drill.passed", "drill.failed", "drill.escrow-passed", "drill.escrow-failed"),
+				config.WorkVerify: claimed(config.WorkVerify, "verify.started", "verify.passed", "verify.failed", "verify.checked"),
+				config.WorkDrill: claimed(config.WorkDrill, "drill.started", "drill.passed", "drill.failed", "drill.escrow-passed",
+					"drill.escrow-failed"),
 				config.WorkPrune: func(ctx context.Context, b *bus.Bus, m *bus.Message) error {
 					for _, e := range []string{"prune.started", "prune.copy-started", "snapshot.deleted", "copy.deleted"} {
 						noun, verb, _ := strings.Cut(e, ".")
@@ -175,7 +179,7 @@ func TestEveryRoleMayDoItsWork(t *testing.T) {
 // told does work that only tells.
 func told(events ...string) func(context.Context, *bus.Bus, *bus.Message) error {
 	return func(ctx context.Context, b *bus.Bus, _ *bus.Message) error {
-		for _, e := range append(events, "config.reloaded") {
+		for _, e := range append(events, "config.reloaded", "job.handed-back", "job.stopped", "job.rejected") {
 			noun, verb, _ := strings.Cut(e, ".")
 			if err := b.Emit(ctx, &lifeboatv1.Event{Noun: noun, Verb: verb, Target: "etcd-prod"}); err != nil {
 				return err
@@ -188,10 +192,16 @@ func told(events ...string) func(context.Context, *bus.Bus, *bus.Message) error 
 // claimed does work under a claim.
 func claimed(work config.Work, events ...string) func(context.Context, *bus.Bus, *bus.Message) error {
 	return func(ctx context.Context, b *bus.Bus, m *bus.Message) error {
-		c, err := b.Claim(ctx, work, "etcd-prod", m)
+		slot, err := b.Slot(ctx, work, 2)
 		if err != nil {
 			return err
 		}
+		c, err := b.Claim(ctx, work, "etcd-prod", m)
+		if err != nil {
+			return errors.Join(err, slot.Free(ctx))
+		}
+		held, stop := c.Hold(ctx, 5*time.Millisecond)
+		defer stop()
 		if err = c.Confirm(ctx); err != nil {
 			return err
 		}
@@ -200,7 +210,16 @@ func claimed(work config.Work, events ...string) func(context.Context, *bus.Bus,
 			return err
 		}
 		defer done()
-		return errors.Join(told(events...)(ctx, b, m), c.Release(ctx))
+		more, err := b.Slot(ctx, work, 2) // and again, with another number: a surplus token is taken away
+		if err != nil {
+			return err
+		}
+		fewer, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		if _, err = b.Slot(fewer, work, 1); !errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("a slot that is not there: %w", err)
+		}
+		return errors.Join(told(events...)(ctx, b, m), held.Err(), c.Release(ctx), slot.Free(ctx), more.Free(ctx))
 	}
 }
 
@@ -210,6 +229,23 @@ func doWork(t *testing.T, d *deployed, sched *bus.Bus, work config.Work, do func
 	b := d.as(t, string(work))
 	require.NoError(t, b.EnsureStreams(t.Context()))
 	require.NoError(t, b.Ready(t.Context()))
+	there := announced(t, b, "", endpoints{})
+	if work == config.WorkSnapshot || work == config.WorkVerify {
+		there()
+		there = announced(t, b, "", endpoints{
+			bus.HistorySubject("*"): func(context.Context, string, []byte) (proto.Message, error) {
+				return &lifeboatv1.History{SnapshotId: string(work)}, nil
+			},
+		})
+	}
+	defer there()
+	person := d.as(t, cli)
+	workers(t, person, 1)
+	if work == config.WorkSnapshot || work == config.WorkVerify {
+		h, err := sched.AskHistory(t.Context(), "etcd-prod")
+		require.NoError(t, err)
+		assert.Equal(t, string(work), h.GetSnapshotId())
+	}
 	handled, dead := make(chan int64, 10), make(chan error, 10)
 	start(t, b, bus.Consumer{
 		Stream: bus.StreamJobs, Durable: "backup-" + string(work), Filter: bus.AllJobs(work), AckWait: 600 * time.Millisecond,
@@ -218,7 +254,7 @@ func doWork(t *testing.T, d *deployed, sched *bus.Bus, work config.Work, do func
 			if strings.HasSuffix(m.Subject, ".nope") {
 				return bus.Terminal("unknown_target", errors.New("no such target"))
 			}
-			if m.Attempt == 1 {
+			if m.Delivery == 1 {
 				return errors.New("once more")
 			}
 			select {
@@ -228,7 +264,7 @@ func doWork(t *testing.T, d *deployed, sched *bus.Bus, work config.Work, do func
 			}
 			err := do(ctx, b, m)
 			assert.NoError(t, err)
-			handled <- m.Attempt
+			handled <- m.Delivery
 			return err
 		},
 		OnDead: func(ctx context.Context, _ *bus.Message, err error) error {
@@ -298,6 +334,22 @@ func follows(t *testing.T, b *bus.Bus, stream string, filters ...string) {
 	require.True(t, caughtUp, "followed nothing of %s", stream)
 }
 
+// readsAll does what the scheduler does at its start, and to watch the RPO.
+func readsAll(t *testing.T, b *bus.Bus) {
+	t.Helper()
+	seen := 0
+	count := func(*bus.Message) error { seen++; return nil }
+	require.NoError(t, b.Scan(t.Context(), bus.StreamJobs, bus.ScheduleSubject("*", "*"), count))
+	assert.Positive(t, seen)
+	seen = 0
+	filters := []string{"lifeboat.event.rpo.*.*", "lifeboat.event.tick.*.*"}
+	require.NoError(t, b.History(t.Context(), bus.StreamEvents, filters, time.Time{}, count))
+	assert.Equal(t, 3, seen)
+	follows(t, b, bus.StreamEvents, filters...)
+	_, err := b.AskHistory(t.Context(), "etcd-prod")
+	require.ErrorIs(t, err, bus.ErrNoWorker)
+}
+
 // operate does what a person does with the command.
 func operate(t *testing.T, d *deployed, sched *bus.Bus) {
 	t.Helper()
@@ -331,11 +383,20 @@ func operate(t *testing.T, d *deployed, sched *bus.Bus) {
 	require.NoError(t, err)
 	s, err := js.Stream(t.Context(), bus.StreamJobs)
 	require.NoError(t, err)
-	require.NoError(t, s.DeleteMsg(t.Context(), seq))
+	id, _, err := b.CancelJob(t.Context(), config.WorkSnapshot, "waiting", "", "cli")
+	require.NoError(t, err)
+	assert.Contains(t, id, fmt.Sprintf("-%d", seq))
+	require.NoError(t, b.Scan(t.Context(), bus.StreamJobs, "lifeboat.>", func(*bus.Message) error { return nil }))
+	for _, e := range []string{"job.cancelled", "dead.replayed", "schedule.paused", "schedule.resumed"} {
+		noun, verb, _ := strings.Cut(e, ".")
+		emit(t, b, noun, verb)
+	}
+	_, err = b.Workers(t.Context())
+	require.NoError(t, err)
 	_, err = s.Consumer(t.Context(), "backup-snapshot")
 	require.NoError(t, err)
 	for name := range s.ConsumerNames(t.Context()).Name() {
-		assert.Contains(t, name, "backup-")
+		assert.Regexp(t, "^(backup|slots)-", name)
 	}
 	s, err = js.Stream(t.Context(), bus.StreamDead)
 	require.NoError(t, err)

@@ -26,7 +26,7 @@ const (
 
 // streamConfigs are the streams as the design has them. Whoever starts first creates them.
 func streamConfigs(replicas int) []jetstream.StreamConfig {
-	jobs := []string{"lifeboat.state.schedule.*.*", "lifeboat.state.claim.*.*"}
+	jobs := []string{"lifeboat.state.schedule.*.*", "lifeboat.state.claim.*.*", "lifeboat.state.slot.*.*"}
 	for _, w := range config.Works() {
 		jobs = append(jobs, AllJobs(w))
 	}

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -50,6 +51,14 @@ func ScheduleSubject(target, schedule string) string {
 func ClaimSubject(target string, w config.Work) string {
 	return fmt.Sprintf("lifeboat.state.claim.%s.%s", target, w)
 }
+
+// SlotSubject holds one of the tokens that limit how many jobs of a kind run at once in the fleet.
+func SlotSubject(w config.Work, i int) string { return slotPrefix(w) + strconv.Itoa(i) }
+
+func slotPrefix(w config.Work) string { return fmt.Sprintf("lifeboat.state.slot.%s.", w) }
+
+// HistorySubject is where a worker is asked what the bucket knows of a target; "*" stands for all targets.
+func HistorySubject(target string) string { return "lifeboat.ask.history." + target }
 
 // EventSubject is where an event is published. An event about no target in particular uses "fleet".
 func EventSubject(noun, verb, target string) string {

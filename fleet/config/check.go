@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"filippo.io/age"
 	"github.com/prometheus/alertmanager/matcher/compat"
@@ -25,15 +24,18 @@ var targetName = regexp.MustCompile(`^[a-z0-9-]+$`)
 func ValidName(s string) bool { return targetName.MatchString(s) }
 
 // checker collects problems.
-type checker struct{ found []problem }
+type checker struct {
+	clocks *clocks
+	found  []problem
+}
 
 func (c *checker) add(key, format string, args ...any) {
 	c.found = append(c.found, problem{key, fmt.Sprintf(format, args...)})
 }
 
 // check returns everything that decoding could not see.
-func (cfg *Config) check() []problem {
-	c := &checker{}
+func (cfg *Config) check(clocks *clocks) []problem {
+	c := &checker{clocks: clocks}
 	c.nats(cfg.NATS)
 	c.objectStore("store", cfg.Store.ObjectStore)
 	if cp := cfg.Store.Copy; cp != nil {
@@ -53,18 +55,8 @@ func (cfg *Config) check() []problem {
 			c.add(fmt.Sprintf("encryption.recipients[%d]", i), "not an age recipient (age1...): %v", err)
 		}
 	}
-	seen := map[string]int{}
-	for i, t := range cfg.Targets {
-		key := fmt.Sprintf("targets[%d]", i)
-		if first, dup := seen[t.Name]; dup {
-			c.add(key+".name", "%q is already the name of targets[%d]", t.Name, first)
-		}
-		seen[t.Name] = i
-		c.target(key, t)
-		if own := cfg.Encryption.IdentityFile; own != "" && t.Drill.Escrow.IdentityFile == own {
-			c.add(key+".drill.escrow.identity_file", "is encryption.identity_file itself: a drill with it proves nothing about another key")
-		}
-	}
+	c.workers(cfg.Workers)
+	c.found = append(c.found, cfg.checkTargets(clocks)...)
 	for i, u := range cfg.Alertmanager.URLs {
 		c.url(fmt.Sprintf("alertmanager.urls[%d]", i), u, "http", "https")
 	}
@@ -119,11 +111,14 @@ func (c *checker) oneOf(key, got string, allowed ...string) {
 
 func (c *checker) retention(key string, t Target) {
 	r := t.Retention
-	for name, n := range map[string]int{
-		"last": r.Last, "hourly": r.Hourly, "daily": r.Daily, "weekly": r.Weekly, "monthly": r.Monthly, "yearly": r.Yearly,
+	for _, rule := range [...]struct {
+		name string
+		n    int
+	}{
+		{"last", r.Last}, {"hourly", r.Hourly}, {"daily", r.Daily}, {"weekly", r.Weekly}, {"monthly", r.Monthly}, {"yearly", r.Yearly},
 	} {
-		if n < 0 {
-			c.add(key+".retention."+name, "must not be negative")
+		if rule.n < 0 {
+			c.add(key+".retention."+rule.name, "must not be negative")
 		}
 	}
 	if r.ShrinkGuard < 0 || r.ShrinkGuard > 100 {
@@ -197,21 +192,7 @@ func (c *checker) target(key string, t Target) {
 	}
 	c.retention(key, t)
 	c.drill(key+".drill", t)
-	if t.TimeZone == "Local" {
-		c.add(key+".time_zone", "use an IANA name; Local differs from machine to machine")
-	}
-	if _, err := time.LoadLocation(t.TimeZone); err != nil {
-		c.add(key+".time_zone", "%v", err)
-		return // every schedule would say it again
-	}
-	for _, s := range t.Schedules() {
-		if _, err := ParseSchedule(s.Line, t.TimeZone); err != nil {
-			c.add(key+"."+s.Key, "%q: %v", s.Line, err)
-		}
-	}
-	if escrow := t.Drill.Escrow.Schedule; escrow != "" && escrow == t.Drill.Schedule {
-		c.add(key+".drill.escrow.schedule", "is that of drill.schedule: two drills of a target never run at once, so one of them would be missed each time")
-	}
+	c.timing(key, t)
 }
 
 func (c *checker) tls(key string, t TLS) {

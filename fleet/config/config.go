@@ -21,6 +21,9 @@ type Config struct {
 	Workers      Workers      `yaml:"workers"`
 	Alertmanager Alertmanager `yaml:"alertmanager"`
 	Notifier     Notifier     `yaml:"notifier"`
+
+	// index is where each target stands, once the file is loaded.
+	index map[string]int
 }
 
 // NATS says how to reach the servers that carry jobs, events and alerts. At most one of CredsFile, NkeyFile and Username is set.
@@ -153,6 +156,9 @@ type Target struct {
 	Verify          Verify    `yaml:"verify"`
 	Retention       Retention `yaml:"retention"`
 	Prune           Prune     `yaml:"prune"`
+
+	// clock is that of TimeZone, shared by all targets that were loaded together.
+	clock *clock
 }
 
 // Values of Target.CatchUp and Target.Overlap.
@@ -186,7 +192,17 @@ type FleetConcurrency struct {
 
 // Of is the limit of one kind of work.
 func (f FleetConcurrency) Of(w Work) int {
-	return map[Work]int{WorkSnapshot: f.Snapshot, WorkVerify: f.Verify, WorkDrill: f.Drill, WorkPrune: f.Prune}[w]
+	switch w {
+	case WorkSnapshot:
+		return f.Snapshot
+	case WorkVerify:
+		return f.Verify
+	case WorkDrill:
+		return f.Drill
+	case WorkPrune:
+		return f.Prune
+	}
+	return 0
 }
 
 // ReadBack says how a fresh upload is compared before it is committed.
@@ -412,9 +428,12 @@ func (t Target) Kind() string {
 
 // Target finds a target by name.
 func (c *Config) Target(name string) (Target, bool) {
-	for _, t := range c.Targets {
-		if t.Name == name {
-			return t, true
+	if i, ok := c.index[name]; ok && i < len(c.Targets) && c.Targets[i].Name == name {
+		return c.Targets[i], true
+	}
+	for i := range c.Targets { // a Config that was put together, or changed, by hand
+		if c.Targets[i].Name == name {
+			return c.Targets[i], true
 		}
 	}
 	return Target{}, false
@@ -450,9 +469,6 @@ func (c *Config) setDefaults() {
 	}
 	if c.Store.Copy != nil && c.Store.Copy.Region == "" {
 		c.Store.Copy.Region = defaultRegion
-	}
-	for i := range c.Targets {
-		c.Targets[i].setDefaults()
 	}
 	if c.Alertmanager.ResendInterval == 0 {
 		c.Alertmanager.ResendInterval = defaultResend

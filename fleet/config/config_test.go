@@ -64,7 +64,14 @@ func TestTheExampleIsAGoodFile(t *testing.T) {
 	etcd, _ := cfg.Target("etcd-prod")
 	assert.Equal(t, "30d", etcd.Retention.Within.String())
 	assert.Equal(t, "platform-backups-copy", cfg.Store.Copy.Bucket)
+	assert.Equal(t, 10*time.Minute, etcd.Splay)
+	assert.Equal(t, []any{config.CatchUpAll, 12 * time.Hour, 3, config.OverlapQueue, "beijing"},
+		[]any{etcd.CatchUp, etcd.CatchUpWindow, etcd.CatchUpMax, etcd.Overlap, etcd.Zone})
+	assert.Len(t, etcd.Blackout, 2)
+	assert.Equal(t, 2, cfg.Workers.FleetConcurrency.Of(config.WorkDrill))
 	consul, _ := cfg.Target("consul-kv")
+	assert.Equal(t, []any{config.CatchUpLatest, time.Duration(0), 10, config.OverlapSkip, ""},
+		[]any{consul.CatchUp, consul.CatchUpWindow, consul.CatchUpMax, consul.Overlap, consul.Zone}, "what they are when left out")
 	assert.Equal(t, -1, consul.MinKiBPerSecond, "no limit")
 	assert.True(t, consul.Retention.Empty())
 	assert.Empty(t, consul.ScheduleOf(config.WorkPrune), "without a policy nothing is pruned")

@@ -14,7 +14,8 @@ import (
 // ParseSchedule parses a cron line of five fields or a descriptor (@every 1h, @daily) in a time zone.
 //
 // The library's own zone prefix is refused, because time_zone is a key of its own and because the parser panics on
-// "TZ=UTC" without a schedule. A line that can never fire, such as "0 0 30 2 *", is an error.
+// "TZ=UTC" without a schedule. @every is aligned: it fires at multiples of its duration (in whole seconds, one at least) since the
+// Unix epoch, whatever the zone. A line that can never fire, such as "0 0 30 2 *", is an error.
 func ParseSchedule(line, zone string) (cron.Schedule, error) {
 	loc, err := time.LoadLocation(zone)
 	if err != nil {
@@ -28,8 +29,11 @@ func ParseSchedule(line, zone string) (cron.Schedule, error) {
 	if err != nil {
 		return nil, err
 	}
-	if spec, ok := schedule.(*cron.SpecSchedule); ok {
-		schedule = inZone(*spec, loc)
+	switch parsed := schedule.(type) {
+	case *cron.SpecSchedule:
+		schedule = inZone(*parsed, loc)
+	case cron.ConstantDelaySchedule:
+		schedule = aligned{int64(parsed.Delay / time.Second)}
 	}
 	if schedule.Next(time.Now()).IsZero() {
 		return nil, errors.New("this never fires: no such date exists")

@@ -19,13 +19,16 @@ const IdentityEscrow = "escrow"
 // Schedules are the target's schedules that are set. Two of them may ask for the same work: jobs of one kind and target never
 // run at once, and a tick that finds the other one's job waiting or running is recorded as missed.
 func (t Target) Schedules() []Schedule {
-	keys := map[Work]string{
-		WorkSnapshot: "schedule", WorkVerify: "verify.schedule", WorkDrill: "drill.schedule", WorkPrune: "prune.schedule",
-	}
 	var all []Schedule
-	for _, w := range Works() {
-		if line := t.ScheduleOf(w); line != "" {
-			all = append(all, Schedule{Name: string(w), Key: keys[w], Line: line, Work: w})
+	for _, s := range [...]Schedule{
+		{Key: "schedule", Work: WorkSnapshot},
+		{Key: "verify.schedule", Work: WorkVerify},
+		{Key: "drill.schedule", Work: WorkDrill},
+		{Key: "prune.schedule", Work: WorkPrune},
+	} {
+		if s.Line = t.ScheduleOf(s.Work); s.Line != "" {
+			s.Name = string(s.Work)
+			all = append(all, s)
 		}
 	}
 	if line := t.Drill.Escrow.Schedule; line != "" {

@@ -8,4 +8,4 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/services/scheduler/app"
 )
 
-func main() { os.Exit(service.Main(app.Command())) }
+func main() { os.Exit(service.Main(app.CommandAt(clock()))) }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -267,9 +268,12 @@ func (f *Fleet) startAlertmanager(ctx context.Context) error {
 	return nil
 }
 
+// grace is how long a job may go on after Ctrl-C: a person waits for it.
+const grace = 3 * time.Second
+
 // backupOptions are those of the worker. Its drills restore into the same Consul and Nomad that run here as targets.
 func (f *Fleet) backupOptions() (o backup.Options, err error) {
-	o = backup.Options{ConfigPath: f.ConfigPath, HTTPAddr: "127.0.0.1:0", Logger: f.Logger, ScratchDir: f.path("scratch")}
+	o = backup.Options{ConfigPath: f.ConfigPath, HTTPAddr: "127.0.0.1:0", Logger: f.Logger, ScratchDir: f.path("scratch"), Grace: grace}
 	if o.Confine, err = backup.Confine("backup"); err != nil { // the service's name among this program's commands
 		return o, err
 	}

@@ -49,6 +49,9 @@ func (s *Server) start() error {
 // URL is the address for clients.
 func (s *Server) URL() string { return fmt.Sprintf("nats://127.0.0.1:%d", s.port) }
 
+// Port is where it listens, also after a restart.
+func (s *Server) Port() int { return s.port }
+
 // Stop ends the server and waits until it is gone. Its data stays.
 func (s *Server) Stop() {
 	s.srv.Shutdown()

@@ -298,7 +298,9 @@ type ScheduleState struct {
 	// Absent when the schedule is not paused.
 	Pause *Pause `protobuf:"bytes,12,opt,name=pause,proto3" json:"pause,omitempty"`
 	// An anchor that was written before a worker could be asked what the bucket knows of earlier ticks.
-	Unconfirmed   bool `protobuf:"varint,13,opt,name=unconfirmed,proto3" json:"unconfirmed,omitempty"`
+	Unconfirmed bool `protobuf:"varint,13,opt,name=unconfirmed,proto3" json:"unconfirmed,omitempty"`
+	// When that anchor was written, for as long as unconfirmed: ticks before it are what the bucket is asked about.
+	AnchoredAt    *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=anchored_at,json=anchoredAt,proto3" json:"anchored_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -408,6 +410,13 @@ func (x *ScheduleState) GetUnconfirmed() bool {
 		return x.Unconfirmed
 	}
 	return false
+}
+
+func (x *ScheduleState) GetAnchoredAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AnchoredAt
+	}
+	return nil
 }
 
 // MissedTicks are ticks of one schedule that were not run.
@@ -753,7 +762,7 @@ const file_lifeboat_v1_job_proto_rawDesc = "" +
 	"\x04tick\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04tick\x12!\n" +
 	"\frequested_by\x18\x02 \x01(\tR\vrequestedBy\x12\x1a\n" +
 	"\bsnapshot\x18\x03 \x01(\tR\bsnapshot\x12\x1a\n" +
-	"\bidentity\x18\x04 \x01(\tR\bidentity\"\xae\x05\n" +
+	"\bidentity\x18\x04 \x01(\tR\bidentity\"\xeb\x05\n" +
 	"\rScheduleState\x12.\n" +
 	"\x04tick\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04tick\x12<\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\".lifeboat.v1.ScheduleState.OutcomeR\aoutcome\x12\x1a\n" +
@@ -767,7 +776,9 @@ const file_lifeboat_v1_job_proto_rawDesc = "" +
 	" \x03(\v2\x1a.google.protobuf.TimestampR\apending\x120\n" +
 	"\x06missed\x18\v \x03(\v2\x18.lifeboat.v1.MissedTicksR\x06missed\x12(\n" +
 	"\x05pause\x18\f \x01(\v2\x12.lifeboat.v1.PauseR\x05pause\x12 \n" +
-	"\vunconfirmed\x18\r \x01(\bR\vunconfirmed\"\x88\x01\n" +
+	"\vunconfirmed\x18\r \x01(\bR\vunconfirmed\x12;\n" +
+	"\vanchored_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"anchoredAt\"\x88\x01\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eOUTCOME_ANCHOR\x10\x01\x12\x13\n" +
@@ -855,22 +866,23 @@ var file_lifeboat_v1_job_proto_depIdxs = []int32{
 	9,  // 5: lifeboat.v1.ScheduleState.pending:type_name -> google.protobuf.Timestamp
 	5,  // 6: lifeboat.v1.ScheduleState.missed:type_name -> lifeboat.v1.MissedTicks
 	6,  // 7: lifeboat.v1.ScheduleState.pause:type_name -> lifeboat.v1.Pause
-	9,  // 8: lifeboat.v1.MissedTicks.from:type_name -> google.protobuf.Timestamp
-	9,  // 9: lifeboat.v1.MissedTicks.to:type_name -> google.protobuf.Timestamp
-	9,  // 10: lifeboat.v1.Pause.since:type_name -> google.protobuf.Timestamp
-	9,  // 11: lifeboat.v1.Pause.until:type_name -> google.protobuf.Timestamp
-	9,  // 12: lifeboat.v1.History.snapshot_started_at:type_name -> google.protobuf.Timestamp
-	9,  // 13: lifeboat.v1.History.snapshot_tick:type_name -> google.protobuf.Timestamp
-	9,  // 14: lifeboat.v1.History.drill_tick:type_name -> google.protobuf.Timestamp
-	9,  // 15: lifeboat.v1.History.escrow_drill_tick:type_name -> google.protobuf.Timestamp
-	2,  // 16: lifeboat.v1.ClaimState.phase:type_name -> lifeboat.v1.ClaimState.Phase
-	9,  // 17: lifeboat.v1.ClaimState.commit_until:type_name -> google.protobuf.Timestamp
-	9,  // 18: lifeboat.v1.ClaimState.started_at:type_name -> google.protobuf.Timestamp
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	9,  // 8: lifeboat.v1.ScheduleState.anchored_at:type_name -> google.protobuf.Timestamp
+	9,  // 9: lifeboat.v1.MissedTicks.from:type_name -> google.protobuf.Timestamp
+	9,  // 10: lifeboat.v1.MissedTicks.to:type_name -> google.protobuf.Timestamp
+	9,  // 11: lifeboat.v1.Pause.since:type_name -> google.protobuf.Timestamp
+	9,  // 12: lifeboat.v1.Pause.until:type_name -> google.protobuf.Timestamp
+	9,  // 13: lifeboat.v1.History.snapshot_started_at:type_name -> google.protobuf.Timestamp
+	9,  // 14: lifeboat.v1.History.snapshot_tick:type_name -> google.protobuf.Timestamp
+	9,  // 15: lifeboat.v1.History.drill_tick:type_name -> google.protobuf.Timestamp
+	9,  // 16: lifeboat.v1.History.escrow_drill_tick:type_name -> google.protobuf.Timestamp
+	2,  // 17: lifeboat.v1.ClaimState.phase:type_name -> lifeboat.v1.ClaimState.Phase
+	9,  // 18: lifeboat.v1.ClaimState.commit_until:type_name -> google.protobuf.Timestamp
+	9,  // 19: lifeboat.v1.ClaimState.started_at:type_name -> google.protobuf.Timestamp
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_lifeboat_v1_job_proto_init() }

@@ -39,6 +39,10 @@ type Options struct {
 	Confine []string
 	// RequireIsolation fails a drill whose server could not be given a network namespace.
 	RequireIsolation bool
+	// Zone is where this process is: it takes the jobs of targets of this zone, and those of targets without one.
+	Zone string
+	// Grace is how long jobs may go on after the context ended, before they are handed back; 0: they are handed back at once.
+	Grace time.Duration
 	// AckWait is how long after a worker's death its job goes to another one; 30 s when zero.
 	AckWait time.Duration
 	Logger  *slog.Logger
@@ -51,8 +55,15 @@ const gcPercent = 30
 // A worker heartbeats three times in this, so a busy machine or a short break of the network loses it no job.
 const defaultAckWait = 30 * time.Second
 
-// Attempts of a job before it becomes a dead letter: about half a minute of waiting in all, besides the attempts.
+// Less than the kill_timeout that a Nomad job may have by default: a client allows at most its max_kill_timeout, which is 30 s
+// (https://developer.hashicorp.com/nomad/docs/configuration/client#max_kill_timeout). The rest is for handing back.
+const defaultGrace = 25 * time.Second
+
+// Attempts of a job before it becomes a dead letter: about half a minute of waiting in all, besides the attempts. A job that was
+// handed back by a worker that stopped has not used one up.
 const maxAttempts = 5
+
+const defaultConcurrency = 2
 
 // Command is `lifeboat-backup`.
 func Command() *cobra.Command {
@@ -62,9 +73,13 @@ func Command() *cobra.Command {
 		Use:   "lifeboat-backup",
 		Short: "Take snapshots, verify them, drill their restore, and apply retention",
 		Long: "lifeboat-backup works off jobs from NATS: it reads etcd, Consul KV and Nomad, streams them into S3, reads them\n" +
-			"back, and rehearses their restore. Run as many as you like; each job goes to one of them.",
+			"back, and rehearses their restore. Run as many as you like; each job goes to one of them.\n\n" +
+			"SIGTERM ends it: it takes no more jobs, lets those that it has go on for --grace, and hands the rest back, which another\n" +
+			"worker takes at once. Give a Nomad job a kill_timeout of some seconds more than --grace; the client's max_kill_timeout\n" +
+			"(30s by default) caps it. A second SIGTERM ends it at once; its jobs then go to another worker after --ack-wait.",
 		Example: "  lifeboat-backup --config lifeboat.yaml\n" +
 			"  lifeboat-backup --config lifeboat.yaml --roles snapshot\n" +
+			"  lifeboat-backup --config lifeboat.yaml --zone beijing    # and no worker elsewhere takes the jobs of that zone's targets\n" +
 			"  lifeboat-backup --config lifeboat.yaml --roles verify,drill --scratch-dir /var/tmp/drills\n" +
 			"  lifeboat-backup --config lifeboat.yaml --roles drill --consul-binary /opt/consul --nomad-binary /opt/nomad\n" +
 			"  lifeboat-backup --config lifeboat.yaml --roles prune    # the only one whose S3 keys may delete",
@@ -92,7 +107,10 @@ func Command() *cobra.Command {
 	cmd.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true}) // --help is enough for one command
 	flags.Add(cmd, "127.0.0.1:9098")
 	cmd.Flags().StringSliceVar(&o.Roles, "roles", nil, "kinds of work to take: snapshot, verify, drill, prune (default all)")
-	cmd.Flags().IntVar(&o.Concurrency, "concurrency", 2, "jobs of each role at once")
+	cmd.Flags().IntVar(&o.Concurrency, "concurrency", defaultConcurrency, "jobs of each role at once")
+	cmd.Flags().StringVar(&o.Zone, "zone", "", "where this worker is: it takes the jobs of targets with this `zone`, and of those without one")
+	cmd.Flags().DurationVar(&o.Grace, "grace", defaultGrace,
+		"how long jobs may go on after SIGTERM before they are handed back; keep it below Nomad's kill_timeout")
 	cmd.Flags().DurationVar(&o.AckWait, "ack-wait", defaultAckWait, "how long after a worker's death its job goes to another one")
 	cmd.Flags().StringVar(&o.ScratchDir, "scratch-dir", "", "`folder` that drills restore into (default: in the temporary folder)")
 	cmd.Flags().StringVar(&o.ConsulBinary, "consul-binary", "", "consul `file` that drills restore into (default: consul on PATH)")
@@ -120,30 +138,33 @@ func Run(ctx context.Context, o Options) error {
 	places := []*place{first}
 	var second *worker.Copy
 	if c := base.Config().Store.Copy; c != nil {
-		p, err := openPlace(ctx, *c, retries)
-		if err != nil {
-			return &service.UsageError{Err: fmt.Errorf("store.copy: %w", err)}
+		p, failed := openPlace(ctx, *c, retries)
+		if failed != nil {
+			return &service.UsageError{Err: fmt.Errorf("store.copy: %w", failed)}
 		}
 		places = append(places, p)
 		second = &worker.Copy{Objects: p.objects, Catalog: p.catalog, Remover: p.remover(roles), Capabilities: p.capabilities}
 	}
+	if o.Concurrency == 0 {
+		o.Concurrency = defaultConcurrency
+	}
 	if o.ScratchDir == "" {
 		o.ScratchDir = filepath.Join(os.TempDir(), "lifeboat-scratch")
 	}
-	if err := os.MkdirAll(o.ScratchDir, 0o700); err != nil {
+	if err = os.MkdirAll(o.ScratchDir, 0o700); err != nil {
 		return &service.UsageError{Err: fmt.Errorf("making the scratch folder: %w", err)}
 	}
 	w := worker.New(worker.Options{
 		Config: base.Config, NewSource: newSources, Objects: first.objects, Catalog: first.catalog, Remover: first.remover(roles),
-		Capabilities: first.capabilities, Copy: second, Bus: base.Bus, Logger: base.Logger, Registerer: base.Registry,
+		Capabilities: first.capabilities, Copy: second, Bus: base.Bus, Zone: o.Zone, Logger: base.Logger, Registerer: base.Registry,
 		ScratchDir: o.ScratchDir, Version: service.Version(), Clock: time.Now,
 		Drill: worker.DrillOptions{
 			ConsulBinary: o.ConsulBinary, NomadBinary: o.NomadBinary, Confine: o.Confine, RequireIsolation: o.RequireIsolation,
 		},
 	})
-	reach := newReachability(base)
+	reach := newReachability(base, o.Zone)
 	var checks []service.Check
-	var actors []service.Actor
+	actors := []service.Actor{draining(base, w, o.Grace), presence(base, first.catalog, roles, o)}
 	for i, p := range places {
 		answers, prepare := p.objects.Ping, p.objects.Ping
 		if slices.Contains(roles, config.WorkSnapshot) {
@@ -168,7 +189,21 @@ func Run(ctx context.Context, o Options) error {
 		checks = append(checks, service.Check{Name: "sources", Probe: reach.check})
 		actors = append(actors, service.Actor{Name: "sources", Run: reach.run})
 	}
-	return base.Run(ctx, o.HTTPAddr, o.Started, checks, actors...)
+	err = base.Run(ctx, o.HTTPAddr, o.Started, checks, actors...)
+	ended := w.Drained()
+	base.Logger.InfoContext(ctx, "took no more jobs, and let go of those at hand", slog.Int("finished", ended.Finished),
+		slog.Int("failed", ended.Failed), slog.Int("handed_back", ended.HandedBack))
+	return err
+}
+
+// draining tells the worker that the service begins to stop.
+func draining(base *service.Base, w *worker.Worker, grace time.Duration) service.Actor {
+	return service.Actor{Name: "drain", Run: func(ctx context.Context) error {
+		<-ctx.Done()
+		base.Logger.InfoContext(ctx, "stopping: no more jobs are taken, and those at hand may go on for a while", slog.Int("jobs", w.Drain()),
+			slog.Duration("grace", grace))
+		return nil
+	}}
 }
 
 // consumer is how one role takes its jobs.
@@ -177,13 +212,9 @@ func consumer(role config.Work, o Options, handle bus.Handler, w *worker.Worker)
 	if ackWait == 0 {
 		ackWait = defaultAckWait
 	}
-	concurrency := o.Concurrency
-	if concurrency == 0 {
-		concurrency = 2
-	}
 	return bus.Consumer{
 		Stream: bus.StreamJobs, Durable: "backup-" + string(role), Filter: bus.AllJobs(role), AckWait: ackWait,
-		Concurrency: concurrency, MaxAttempts: maxAttempts, Backoff: bus.Exponential(2*time.Second, time.Minute),
+		Concurrency: o.Concurrency, Grace: o.Grace, CountsByClaim: true, MaxAttempts: maxAttempts, Backoff: bus.Exponential(2*time.Second, time.Minute),
 		Handle: handle, OnDead: w.OnDead,
 	}
 }

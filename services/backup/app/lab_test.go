@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 
 func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "lifeboat"}
-	cmd.AddCommand(StatusCommand(), SnapshotCommand(), DrillCommand(), RestoreCommand(), PruneCommand(), Command())
+	cmd.AddCommand(StatusCommand(nil), SnapshotCommand(), DrillCommand(), RestoreCommand(), PruneCommand(), Command())
 	return cmd
 }
 

@@ -195,11 +195,11 @@ func (w *waiter) follow(ctx context.Context) (outcome *lifeboatv1.Event, err err
 	err = w.bus.Follow(ctx, bus.Follower{
 		Stream: bus.StreamEvents,
 		Filters: []string{
-			bus.EventSubject(string(w.work), "*", w.target), bus.EventSubject("job", "rejected", w.target),
+			bus.EventSubject(string(w.work), "*", w.target), bus.EventSubject("job", "*", w.target),
 		},
 		Message: func(_ context.Context, m *bus.Message) {
 			e := &lifeboatv1.Event{}
-			if outcome != nil || bus.Decode(m.Data, e) != nil || e.GetJobId() == "" {
+			if outcome != nil || bus.Decode(m.Data, e) != nil || e.GetJobId() == "" || !w.sameWork(e) {
 				return
 			}
 			switch {
@@ -227,6 +227,12 @@ func (w *waiter) follow(ctx context.Context) (outcome *lifeboatv1.Event, err err
 	return outcome, err
 }
 
+// sameWork is false for an event about a job of another kind, which ends when it likes.
+func (w *waiter) sameWork(e *lifeboatv1.Event) bool {
+	work, told := e.GetAttributes()["work"]
+	return !told || e.GetNoun() != "job" || work == string(w.work)
+}
+
 // isOutcome says whether an event ends a job, as against one attempt or one step of it.
 func isOutcome(e *lifeboatv1.Event) bool {
 	switch e.GetVerb() {
@@ -238,7 +244,7 @@ func isOutcome(e *lifeboatv1.Event) bool {
 
 func failed(e *lifeboatv1.Event) bool {
 	switch e.GetVerb() {
-	case "failed", "escrow-failed", "rejected":
+	case "failed", "escrow-failed", "rejected", "cancelled":
 		return true
 	}
 	return false

@@ -169,6 +169,36 @@ func TestRunWithWaitFailsWhenTheJobFails(t *testing.T) {
 	}
 }
 
+// A job that somebody cancels has ended for whoever waits for it; a job of another kind that is cancelled meanwhile has nothing to do with
+// it.
+func TestRunWithWaitEndsWhenTheJobIsCancelled(t *testing.T) {
+	j := newJobs(t)
+	began := make(chan struct{})
+	j.work(config.WorkSnapshot, func(ctx context.Context, m *bus.Message) error {
+		other := event(&bus.Message{Seq: m.Seq + 1, Stored: m.Stored.Add(time.Second)}, "job", "cancelled", "the drill was cancelled")
+		other.Attributes = map[string]string{"work": "drill"}
+		own := event(m, "job", "handed-back", "the worker stops")
+		own.Attributes = map[string]string{"work": "snapshot"}
+		defer close(began)
+		return errors.Join(j.bus.Emit(ctx, other), j.bus.Emit(ctx, own), bus.ErrCancelled)
+	})
+	var errs string
+	var code int
+	var wg sync.WaitGroup
+	wg.Go(func() { _, errs, code = j.lifeboat("snapshot", "run", "etcd-prod", "--wait", "--timeout", "20s") })
+	<-began
+	e := event(&bus.Message{Seq: 1, Stored: time.Now()}, "job", "cancelled", "cancelled by somebody")
+	last := &lifeboatv1.Event{}
+	_, _, err := j.bus.Last(t.Context(), bus.StreamEvents, "lifeboat.event.job.handed-back.etcd-prod", last)
+	require.NoError(t, err)
+	e.Id, e.JobId, e.Attributes = "job.cancelled."+last.GetJobId(), last.GetJobId(), map[string]string{"work": "snapshot"}
+	require.NoError(t, j.bus.Emit(t.Context(), e))
+	wg.Wait()
+	assert.Equal(t, service.ExitFailed, code)
+	assert.Contains(t, errs, "job.cancelled: cancelled by somebody")
+	assert.NotContains(t, errs, "the drill was cancelled")
+}
+
 func TestPruneThatIsHeldIsToldAsSuch(t *testing.T) {
 	j := newJobs(t)
 	j.work(config.WorkPrune, func(ctx context.Context, m *bus.Message) error {

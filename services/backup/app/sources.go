@@ -52,22 +52,28 @@ func newSources(t config.Target) ([]worker.Source, error) {
 // A little more than a source's own timeouts, so that the source can say the reason.
 const pingTimeout = 8 * time.Second
 
-// reachability holds the service unready until every target has answered once. Later outages are a target's alert, not
+// reachability holds the service unready until every target of its zone has answered once. Later outages are a target's alert, not
 // a reason to take the worker out: the other targets still need it.
 type reachability struct {
 	base *service.Base
+	zone string
 
 	mu      sync.Mutex
 	waiting map[string]error
 }
 
-func newReachability(base *service.Base) *reachability {
-	r := &reachability{base: base, waiting: map[string]error{}}
+func newReachability(base *service.Base, zone string) *reachability {
+	r := &reachability{base: base, zone: zone, waiting: map[string]error{}}
 	for _, t := range base.Config().Targets {
-		r.waiting[t.Name] = errors.New("not asked yet")
+		if r.here(t) {
+			r.waiting[t.Name] = errors.New("not asked yet")
+		}
 	}
 	return r
 }
+
+// here says whether a target's jobs are for this worker.
+func (r *reachability) here(t config.Target) bool { return t.Zone == "" || t.Zone == r.zone }
 
 func (r *reachability) check(context.Context) error {
 	r.mu.Lock()
@@ -90,12 +96,12 @@ func (r *reachability) run(ctx context.Context) error {
 	return nil
 }
 
-// forget drops targets that a reload took away.
+// forget drops targets that a reload took away, or moved to another zone.
 func (r *reachability) forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for name := range r.waiting {
-		if _, ok := r.base.Config().Target(name); !ok {
+		if t, ok := r.base.Config().Target(name); !ok || !r.here(t) {
 			delete(r.waiting, name)
 		}
 	}

@@ -2,14 +2,11 @@ package app
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
-	"github.com/robfig/cron/v3"
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -51,32 +48,78 @@ const (
 	stateFailed   = "drill failed"
 )
 
-// errRed makes the exit code say what the table says.
-var errRed = errors.New("at least one target is not ok")
+// What makes the exit code say what the table and the lines below it say.
+var (
+	errRed      = errors.New("at least one target is not ok")
+	errRedFleet = errors.New("at least one zone has targets and no worker")
+)
 
-// StatusCommand is `lifeboat status`.
-func StatusCommand() *cobra.Command {
+// FleetStatus is what `lifeboat status` tells of the fleet itself.
+type FleetStatus struct {
+	// Lines stand below the table.
+	Lines []string
+	// Red says that they tell of something that nobody may overlook.
+	Red bool
+	// JSON is what --output json has as "fleet".
+	JSON any
+}
+
+// FleetFunc asks the fleet about targets of a configuration, which is the one in file, within a few seconds; what it cannot learn is
+// one of the lines. Lines are written for out, which may be a terminal.
+type FleetFunc func(ctx context.Context, cfg *config.Config, file string, targets []config.Target, out io.Writer) FleetStatus
+
+// statusDocument is what --output json prints.
+type statusDocument struct {
+	Targets []targetStatus `json:"targets"`
+	Fleet   any            `json:"fleet,omitempty"`
+}
+
+// StatusCommand is `lifeboat status`. fleet asks NATS for what stands below the table; nil: nothing does.
+func StatusCommand(fleet FleetFunc) *cobra.Command {
 	var r reader
+	var noFleet bool
 	cmd := &cobra.Command{
 		Use:   "status [target...]",
-		Short: "One line per target: is its newest snapshot young enough, and proven",
-		Long: "status reads the bucket alone, so it works while the fleet is down. Exit code 1 says that a target is not ok:\n" +
+		Short: "One line per target: is its newest snapshot young enough, and proven; and how the fleet is",
+		Long: "status reads the bucket, so it works while the fleet is down. Exit code 1 says that a target is not ok:\n" +
 			"its newest snapshot is older than its rpo, there is none, or its newest drill with one of its keys failed. PROVEN is the\n" +
-			"age of the newest data that a drill has restored, LAST PROVEN how long ago that was.",
-		Example: "  lifeboat status\n  lifeboat status --output json etcd-prod",
+			"age of the newest data that a drill has restored, LAST PROVEN how long ago that was.\n\n" +
+			"Below the table it tells what NATS knows of the fleet: the workers of each zone, what no worker takes, paused schedules, and\n" +
+			"whether NATS keeps what it acknowledges. A zone that has targets and no worker is exit code 1 too; that NATS does not answer\n" +
+			"is not. --no-fleet leaves it out.",
+		Example: "  lifeboat status\n  lifeboat status --output json etcd-prod\n  lifeboat status --no-fleet    # the bucket alone",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return r.status(cmd.Context(), cmd.OutOrStdout(), args)
+			if noFleet {
+				fleet = nil
+			}
+			return r.status(cmd.Context(), cmd.OutOrStdout(), args, fleet)
 		},
 	}
 	r.add(cmd)
+	cmd.Flags().BoolVar(&noFleet, "no-fleet", false, "do not ask NATS about workers, zones and schedules")
 	return cmd
 }
 
-func (r *reader) status(ctx context.Context, out io.Writer, args []string) error {
-	cat, targets, err := r.open(ctx, args)
+func (r *reader) status(ctx context.Context, out io.Writer, args []string, fleet FleetFunc) error {
+	b, err := r.bucket(ctx)
 	if err != nil {
 		return err
 	}
+	cat := b.catalog
+	targets, err := r.targets(b.config, args)
+	if err != nil {
+		return err
+	}
+	told := make(chan FleetStatus, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // both take their time
+		if fleet == nil {
+			told <- FleetStatus{}
+			return
+		}
+		told <- fleet(ctx, b.config, r.config, targets, out)
+	}()
 	all := make([]targetStatus, 0, len(targets))
 	var red error
 	for _, t := range targets {
@@ -90,17 +133,30 @@ func (r *reader) status(ctx context.Context, out io.Writer, args []string) error
 		}
 		all = append(all, s)
 	}
-	if r.output == "json" {
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "  ")
-		return errors.Join(enc.Encode(all), red)
+	f := <-told
+	if f.Red {
+		red = errors.Join(red, errRedFleet)
+	}
+	if r.output == console.OutputJSON {
+		return errors.Join(console.WriteJSON(out, statusDocument{Targets: all, Fleet: f.JSON}), red)
 	}
 	t := console.NewTable(out, "TARGET", "KIND", "STATE", "SNAPSHOTS", "NEWEST", "AGE", "RPO", "PROVEN", "LAST PROVEN", "NEXT")
 	for _, s := range all {
 		t.Row(s.Target, s.Kind, paint(out, s.State+inPhase(s)), fmt.Sprint(s.Snapshots), console.OrDash(s.Newest), ageOf(s.NewestAt), console.OrDash(s.RPO),
 			ageOf(s.ProvenAt), ageOf(s.LastProvenAt), untilOf(s.NextSnapshot))
 	}
-	return errors.Join(t.Flush("no targets are configured"), red)
+	if err := t.Flush("no targets are configured"); err != nil {
+		return err
+	}
+	for i, line := range f.Lines {
+		if i == 0 {
+			line = "\n" + line
+		}
+		if _, err := fmt.Fprintln(out, line); err != nil {
+			return err
+		}
+	}
+	return red
 }
 
 // inPhase says where the newest drill failed, if that is what is wrong.
@@ -117,12 +173,7 @@ func statusOf(t config.Target, snapshots []catalog.Snapshot, now time.Time) targ
 	if t.RPO > 0 {
 		s.RPO = t.RPO.String()
 	}
-	if t.Schedule != "" {
-		if schedule, err := config.ParseSchedule(t.Schedule, t.TimeZone); err == nil {
-			next := nextTick(schedule, snapshots, now)
-			s.NextSnapshot = &next
-		}
-	}
+	s.NextSnapshot = nextSnapshot(t, now)
 	for _, snap := range snapshots {
 		at := snap.GetStartedAt().AsTime()
 		s.Newest, s.NewestAt = snap.GetId(), &at
@@ -179,18 +230,32 @@ func (s *targetStatus) drilled(t config.Target, snapshots []catalog.Snapshot) {
 	}
 }
 
-// nextTick counts from the newest tick that has a snapshot, because an interval such as @every 6h does.
-func nextTick(schedule cron.Schedule, snapshots []catalog.Snapshot, now time.Time) time.Time {
-	for _, s := range slices.Backward(snapshots) {
-		if s.GetTick() == nil {
+// nextLimit is how far the next snapshot is looked for; a line that fires on 29 February comes within it.
+const nextLimit = 9 * 366 * 24 * time.Hour
+
+// blackoutLimit is behind how many ticks in a blackout no further one is looked at.
+const blackoutLimit = 10_000
+
+// nextSnapshot is the next tick that asks for a snapshot; nil when none does.
+func nextSnapshot(t config.Target, now time.Time) *time.Time {
+	if t.Paused {
+		return nil
+	}
+	for _, s := range t.Schedules() {
+		if s.Work != config.WorkSnapshot {
 			continue
 		}
-		if next := schedule.Next(s.GetTick().AsTime()); next.After(now) {
-			return next
+		n := 0
+		for tick := range t.Upcoming(s, now, now.Add(nextLimit)) {
+			if !tick.Blackout {
+				return &tick.At
+			}
+			if n++; n == blackoutLimit {
+				return nil
+			}
 		}
-		break
 	}
-	return schedule.Next(now)
+	return nil
 }
 
 // paint colours a state on a terminal: red is what a person must see first.

@@ -41,7 +41,10 @@ func TestStatusIsWhatAPersonMustKnow(t *testing.T) {
 	assert.Equal(t, now.Add(-2*time.Hour), *s.ProvenAt, "the age of what is proven is that of its data")
 	assert.Equal(t, now.Add(-90*time.Minute), *s.LastProvenAt, "and when it was proven is another question")
 	require.NotNil(t, s.NextSnapshot)
-	assert.Equal(t, now.Add(20*time.Minute), *s.NextSnapshot, "an interval counts from the last tick")
+	assert.Equal(t, now.Add(30*time.Minute), *s.NextSnapshot, "an interval counts from the epoch, whenever it began")
+	paused := target
+	paused.Paused = true
+	assert.Nil(t, statusOf(paused, nil, now).NextSnapshot, "what is paused has no next snapshot")
 
 	s = statusOf(target, []catalog.Snapshot{
 		snapshot(10*time.Minute, drill(8*time.Minute, true, restored), drill(5*time.Minute, false, restored)),

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -143,14 +144,12 @@ func missed(t *testing.T, url string) (ticks int, events []*lifeboatv1.Event) {
 		e := &lifeboatv1.Event{}
 		require.NoError(t, bus.Decode(m.Data(), e))
 		events = append(events, e)
-		var down int
-		if s := e.GetAttributes()["down_count"]; s != "" {
-			_, err := fmt.Sscan(s, &down)
-			require.NoError(t, err)
-		}
-		ticks += down
-		if e.GetAttributes()["reason"] == "overlap" {
-			ticks++
+		for _, reason := range []string{"down", "overlap", "paused", "blackout", "removed"} {
+			if s := e.GetAttributes()[reason+"_count"]; s != "" {
+				count, err := strconv.Atoi(s)
+				require.NoError(t, err)
+				ticks += count
+			}
 		}
 	}
 	return ticks, events

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
@@ -94,34 +93,15 @@ func (b *bench) cpu(w *testbed.Worker) func(what string) {
 	pids := []int{b.Etcd.PID(), w.PID(), os.Getpid()}
 	var before [3]float64
 	for i, pid := range pids {
-		before[i] = cpuSeconds(pid)
+		before[i] = testbed.CPUSeconds(pid)
 	}
 	return func(what string) {
 		fmt.Fprintf(b.Out, "  processor time of the %s:", what)
 		for i, pid := range pids {
-			fmt.Fprintf(b.Out, " %s %.2f s", names[i], cpuSeconds(pid)-before[i])
+			fmt.Fprintf(b.Out, " %s %.2f s", names[i], testbed.CPUSeconds(pid)-before[i])
 		}
 		fmt.Fprintln(b.Out)
 	}
-}
-
-// cpuSeconds is a process's user and system time (proc(5): stat, fields 14 and 15, in ticks of 10 ms).
-func cpuSeconds(pid int) float64 {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	// The second field is a name in parentheses and may hold blanks.
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	var ticks float64
-	for _, f := range fields[11:13] {
-		n, err := strconv.ParseFloat(f, 64)
-		if err != nil {
-			return 0
-		}
-		ticks += n
-	}
-	return ticks / 100
 }
 
 // raw reads a snapshot to nowhere.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"path"
 	"slices"
 	"strings"
@@ -99,6 +100,24 @@ func (c *Catalog) DrillIDs(ctx context.Context, target string) ([]string, error)
 		ids[i] = drillID(key)
 	}
 	return ids, err
+}
+
+// EachDrill gives the reports of the target's drills, newest first, reading one after the other as they are asked for. With one that
+// cannot be read comes the error, and the others follow.
+func (c *Catalog) EachDrill(ctx context.Context, target string) iter.Seq2[*lifeboatv1.DrillReport, error] {
+	return func(yield func(*lifeboatv1.DrillReport, error) bool) {
+		keys, err := c.drillKeys(ctx, target)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		for _, key := range keys {
+			r := &lifeboatv1.DrillReport{}
+			if !yield(r, c.read(ctx, key, r)) {
+				return
+			}
+		}
+	}
 }
 
 // drillKeys are those of the target's reports, newest first: their ids sort by time.

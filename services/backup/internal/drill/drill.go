@@ -67,6 +67,8 @@ const (
 // Input is what a drill is about.
 type Input struct {
 	DrillID, JobID, TraceID string
+	// Tick is the scheduled time that the drill is for; nil when a person asked.
+	Tick *timestamppb.Timestamp
 	// RequestedBy is who asked for it.
 	RequestedBy string
 	// Version of Lifeboat, for the report.
@@ -163,7 +165,7 @@ func newRun(in Input) *run {
 	drill := in.Target.Drill
 	r.report = &lifeboatv1.DrillReport{
 		Format: 1, Id: in.DrillID, JobId: in.JobID, TraceId: in.TraceID, LifeboatVersion: in.Version,
-		RequestedBy: in.RequestedBy, Target: in.Target.Name, Kind: m.GetKind(), SnapshotId: in.SnapshotID,
+		RequestedBy: in.RequestedBy, Tick: in.Tick, Target: in.Target.Name, Kind: m.GetKind(), SnapshotId: in.SnapshotID,
 		StartedAt: timestamppb.New(r.started),
 		Usage:     &lifeboatv1.Usage{DiskBudget: drill.MaxDiskMiB << 20, MemoryBudget: drill.MaxMemoryMiB << 20},
 	}

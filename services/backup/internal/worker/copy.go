@@ -37,7 +37,7 @@ func (e *copyError) Unwrap() error { return e.error }
 //
 // The newest goes first, and an earlier one that has rotted holds up no other: it is told of, and what is marked as damaged is
 // not tried again.
-func (w *Worker) copyAll(ctx context.Context, newest *lifeboatv1.Manifest) error {
+func (w *Worker) copyAll(ctx context.Context, j job, newest *lifeboatv1.Manifest) error {
 	target := newest.GetTarget()
 	here, err := w.Catalog.IDs(ctx, target)
 	if err != nil {
@@ -73,7 +73,7 @@ func (w *Worker) copyAll(ctx context.Context, newest *lifeboatv1.Manifest) error
 			return fmt.Errorf("copying snapshot %s: %w", id, err)
 		}
 	}
-	return w.copied(ctx, newest)
+	return w.copied(ctx, j, newest)
 }
 
 // copy brings one snapshot into the second bucket: its data, read back there, and then its manifest. What is there already is
@@ -104,11 +104,11 @@ func (w *Worker) copy(ctx context.Context, m *lifeboatv1.Manifest) error {
 	return nil
 }
 
-func (w *Worker) copied(ctx context.Context, m *lifeboatv1.Manifest) error {
+func (w *Worker) copied(ctx context.Context, j job, m *lifeboatv1.Manifest) error {
 	w.metrics.ended.WithLabelValues("copy", m.GetTarget(), "passed").Inc()
 	return w.Bus.Emit(ctx, &lifeboatv1.Event{
 		Id: "copy.passed." + m.GetId(), Noun: "copy", Verb: "passed", Target: m.GetTarget(), JobId: m.GetJobId(),
-		SnapshotId: m.GetId(), Message: "snapshot " + m.GetId() + " is in the second bucket too, and so is every good one before it",
+		SnapshotId: m.GetId(), RequestedBy: j.requestedBy(), Attributes: j.attributes(nil), Message: "snapshot " + m.GetId() + " is in the second bucket too, and so is every good one before it",
 	})
 }
 

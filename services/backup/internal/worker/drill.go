@@ -35,6 +35,10 @@ type DrillOptions struct {
 // drill restores a snapshot and compares. A drill that fails is a result, not an error: it is reported and not repeated. An error
 // means that nothing was found out, and the job is delivered again.
 func (w *Worker) drill(ctx context.Context, j job) error {
+	return w.attempted(ctx, j, func() error { return w.drillSnapshot(ctx, j) })
+}
+
+func (w *Worker) drillSnapshot(ctx context.Context, j job) error {
 	escrow, err := w.withEscrow(j)
 	if err != nil {
 		return err
@@ -52,7 +56,7 @@ func (w *Worker) drill(ctx context.Context, j job) error {
 		return terminalIf(err, catalog.ErrNoSnapshot, "no_snapshot")
 	}
 	in := drill.Input{
-		DrillID: j.id, JobID: j.id, TraceID: traceID(ctx), RequestedBy: j.requestedBy(), Version: w.Version, Target: j.target,
+		DrillID: j.id, JobID: j.id, TraceID: traceID(ctx), Tick: j.GetTick(), RequestedBy: j.requestedBy(), Version: w.Version, Target: j.target,
 		SnapshotID: id, Manifest: m, Unreadable: unreadable, Fetch: w.fetch, Owner: w.owner, Dir: w.ScratchDir, Clock: w.Clock,
 		Servers: drill.Servers(w.Drill),
 		Began: func(phase string) {
@@ -70,6 +74,10 @@ func (w *Worker) drill(ctx context.Context, j job) error {
 	}
 	if err := w.stillThere(ctx, report); err != nil {
 		return fmt.Errorf("drilling %s: %w", id, err)
+	}
+	// A worker that was given up for dead must not tell of a drill that its successor runs now.
+	if err := j.claim.Confirm(ctx); err != nil {
+		return fmt.Errorf("before the report of the drill is written: %w", err)
 	}
 	if err := w.Catalog.AddDrill(ctx, report); err != nil {
 		return err
@@ -174,12 +182,6 @@ func drillVerb(passed, escrow bool) string {
 	return verb
 }
 
-// asksForEscrow says whether a job that was not carried out was about the escrow identity.
-func asksForEscrow(m *bus.Message) bool {
-	j := &lifeboatv1.Job{}
-	return bus.DecodeStrict(m.Data, j) == nil && j.GetIdentity() == config.IdentityEscrow
-}
-
 // maxToldComparisons is how many bytes of comparisons an event has room for. A message of NATS has at most 1 MiB, unless somebody
 // says otherwise, and a target may have any number of checks.
 const maxToldComparisons = 256 << 10
@@ -234,7 +236,7 @@ func (w *Worker) drilled(ctx context.Context, j job, m *lifeboatv1.Manifest, rep
 	err = w.Bus.Emit(ctx, &lifeboatv1.Event{
 		Id: "drill." + verb + "." + j.id, Noun: "drill", Verb: verb, Target: j.target.Name, JobId: j.id, DrillId: j.id,
 		SnapshotId: report.GetSnapshotId(), RequestedBy: j.requestedBy(), Message: report.GetSummary(),
-		Detail: &lifeboatv1.Event_Drill{Drill: told},
+		Attributes: j.attributes(nil), Detail: &lifeboatv1.Event_Drill{Drill: told},
 	})
 	if err != nil {
 		return err

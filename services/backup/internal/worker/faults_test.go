@@ -267,6 +267,7 @@ func TestASnapshotThatArrivedAfterAllIsNotCalledFailed(t *testing.T) {
 	m := &bus.Message{Subject: bus.JobSubject(config.WorkSnapshot, target), Seq: 1, Stored: time.Now(), Attempt: 5}
 	err := w.Handler(config.WorkSnapshot)(t.Context(), m)
 	require.ErrorContains(t, err, "it is not known whether the manifest was written")
+	assert.Equal(t, lifeboatv1.ClaimState_PHASE_COMMITTING, f.claim(target).GetPhase(), "the announcement stands, so that the next delivery waits")
 	require.NoError(t, w.OnDead(t.Context(), m, err))
 	assert.Equal(t, m.ID(), f.event("snapshot", "committed", target).GetSnapshotId())
 	assert.Zero(t, f.count("snapshot", "failed"))

@@ -33,7 +33,10 @@ func TestGuarantee6AShrunkTargetIsHeldUntilSomebodyConfirms(t *testing.T) {
 	assert.Contains(t, e.GetMessage(), "lifeboat prune consul-kv --confirm-shrink "+dayID(5))
 	assert.Equal(t, dayID(5), e.GetSnapshotId())
 	assert.Equal(t, before, f.keys(target), "nothing at all is deleted, orphans neither")
-	assert.Empty(t, f.told("prune", "started", target))
+	started := f.told("prune", "started", target)
+	require.Len(t, started, 1)
+	assert.Empty(t, started[0].GetAttributes()["snapshots"])
+	assert.Equal(t, "0", started[0].GetAttributes()["orphans"])
 	assert.Empty(t, f.told("prune", "passed", target))
 
 	f.mark(dayID(5), lifeboatv1.Mark_KIND_SHRINK_CONFIRMED)

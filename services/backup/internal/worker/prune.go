@@ -94,7 +94,7 @@ func newPruneMetrics(f promauto.Factory) pruneMetrics {
 
 // prune applies retention and removes orphans. What survives a crash at each step:
 //
-//  1. The claim of the target's prune is taken, and confirmed before each deletion: a worker that was given up for dead
+//  1. The claim of the target's prune is held, and confirmed before each deletion: a worker that was given up for dead
 //     stops at its next step.
 //  2. Everything below the target's folder is listed, and the plan made. One event tells of the whole plan beforehand.
 //  3. Of each snapshot the manifest goes first: from then on it does not exist. Its event follows at once. A crash between
@@ -107,22 +107,12 @@ func (w *Worker) prune(ctx context.Context, j job) error {
 	if w.Remover == nil {
 		return bus.Terminal("unsupported", &rejectedError{errors.New("this worker has no right to delete; nothing was done")})
 	}
-	claim, err := w.Bus.Claim(ctx, j.work, j.target.Name, j.msg)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if lost := claim.Release(context.WithoutCancel(ctx)); lost != nil {
-			w.Logger.WarnContext(ctx, "could not release the claim; the next job takes it over", slog.String("target", j.target.Name),
-				slog.String("job_id", j.id), slog.Any("err", lost))
-		}
-	}()
-	here := &pruning{Worker: w, job: j, claim: claim, place: place{catalog: w.Catalog, remover: w.Remover}}
-	err = here.run(ctx)
+	here := &pruning{Worker: w, job: j, place: place{catalog: w.Catalog, remover: w.Remover}}
+	err := here.run(ctx)
 	message := here.summary()
 	// When the first bucket is empty, the second one may hold all that is left, and is not touched.
 	if err == nil && here.Plan.Held == "" && len(here.remaining()) > 0 && w.Copy != nil && w.Copy.Remover != nil {
-		there := &pruning{Worker: w, job: j, claim: claim, place: place{
+		there := &pruning{Worker: w, job: j, place: place{
 			name: "copy", catalog: w.Copy.Catalog, remover: w.Copy.Remover,
 			besides: &firstPlace{layout: w.Catalog.Layout, survivors: here.remaining()},
 		}}
@@ -143,7 +133,6 @@ type pruning struct {
 	*Worker
 	*Survey
 	job   job
-	claim *bus.Claim
 	place place
 
 	deleted []string
@@ -165,15 +154,12 @@ func (p *pruning) run(ctx context.Context) (err error) {
 		return err
 	}
 	if p.Plan.Held != "" {
-		return nil
+		return p.tellOfPlan(ctx, nil, nil)
 	}
 	doomed := p.Plan.Delete()
 	doomed = doomed[:min(len(doomed), maxDeletions)]
 	p.Orphans = p.Orphans[:min(len(p.Orphans), maxOrphans)]
-	if len(doomed)+len(p.Orphans) == 0 {
-		return nil
-	}
-	if err := p.tellOfPlan(ctx, doomed); err != nil {
+	if err := p.tellOfPlan(ctx, doomed, p.Orphans); err != nil {
 		return err
 	}
 	byID := map[string]catalog.Snapshot{}
@@ -196,7 +182,7 @@ func (p *pruning) run(ctx context.Context) (err error) {
 // step does one deletion, as long as this delivery of the job holds the claim. An error ends the run when every further step
 // would fail as well, or must not be taken.
 func (p *pruning) step(ctx context.Context, do func() error) error {
-	if err := p.claim.Confirm(ctx); err != nil {
+	if err := p.job.claim.Confirm(ctx); err != nil {
 		return err
 	}
 	err := do()
@@ -219,20 +205,20 @@ type stopError struct{ error }
 
 func (e *stopError) Unwrap() error { return e.error }
 
-// tellOfPlan publishes what is about to be deleted, before anything is.
-func (p *pruning) tellOfPlan(ctx context.Context, doomed []string) error {
+// tellOfPlan publishes what is about to be deleted, before anything is; also that it is nothing.
+func (p *pruning) tellOfPlan(ctx context.Context, doomed []string, orphans []catalog.Orphan) error {
 	var bytes int64
-	for _, o := range p.Orphans {
+	for _, o := range orphans {
 		bytes += o.Bytes
 	}
 	err := p.Bus.Emit(ctx, &lifeboatv1.Event{
-		Id:   fmt.Sprintf("prune.%s.%s.%d", p.place.verb("started"), p.job.id, p.job.msg.Attempt),
+		Id:   fmt.Sprintf("prune.%s.%s.%s", p.place.verb("started"), p.job.id, p.job.delivery()),
 		Noun: "prune", Verb: p.place.verb("started"), Target: p.job.target.Name, JobId: p.job.id, RequestedBy: p.job.requestedBy(),
 		Message: fmt.Sprintf("deleting %d of %s, which nothing keeps, and %s of %d bytes", len(doomed),
-			several(len(p.Plan.Verdicts), "snapshot"), several(len(p.Orphans), "orphan"), bytes),
-		Attributes: p.place.attributes(map[string]string{
-			"snapshots": strings.Join(doomed, " "), "orphans": fmt.Sprint(len(p.Orphans)),
-		}),
+			several(len(p.Plan.Verdicts), "snapshot"), several(len(orphans), "orphan"), bytes),
+		Attributes: p.job.attributes(p.place.attributes(map[string]string{
+			"snapshots": strings.Join(doomed, " "), "orphans": fmt.Sprint(len(orphans)),
+		})),
 	})
 	if err != nil {
 		return fmt.Errorf("recording what is to be deleted: %w", err)
@@ -323,10 +309,10 @@ func (w *Worker) pruneEnded(ctx context.Context, p *pruning, message string, beg
 	e := &lifeboatv1.Event{
 		Id: "prune.passed." + p.job.id, Noun: "prune", Verb: "passed", Target: p.job.target.Name, JobId: p.job.id,
 		RequestedBy: p.job.requestedBy(), Message: message,
-		Attributes: map[string]string{
+		Attributes: p.job.attributes(map[string]string{
 			"kept": fmt.Sprint(len(p.remaining())), "deleted": fmt.Sprint(len(p.deleted)), "orphans": fmt.Sprint(p.orphans),
 			"freed_bytes": fmt.Sprint(p.freed), "locked": fmt.Sprint(p.locked), "hidden": fmt.Sprint(len(p.Hidden)),
-		},
+		}),
 	}
 	held := p.Plan.Held != "" && p.Plan.Held != retention.NoPolicy
 	switch {

@@ -19,34 +19,21 @@ import (
 
 // snapshot takes one snapshot. The steps are those of the package comment.
 func (w *Worker) snapshot(ctx context.Context, j job) error {
-	log := w.Logger.With(slog.String("target", j.target.Name), slog.String("job_id", j.id))
-	claim, err := w.Bus.Claim(ctx, j.work, j.target.Name, j.msg)
-	if err != nil {
-		return err
-	}
-	uncertain := false
-	defer func() {
-		if uncertain {
-			return // the announcement stands, so that the next delivery waits for what may still arrive
-		}
-		if lost := claim.Release(context.WithoutCancel(ctx)); lost != nil {
-			log.WarnContext(ctx, "could not release the claim; the next job takes it over", slog.Any("err", lost))
-		}
-	}()
 	// Only under the claim: from here on no earlier attempt can write its manifest any more.
 	m, err := w.Catalog.Manifest(ctx, j.target.Name, j.id)
 	if err == nil {
-		log.InfoContext(ctx, "an earlier attempt has committed this snapshot")
+		w.Logger.InfoContext(ctx, "an earlier attempt has committed this snapshot", slog.String("target", j.target.Name),
+			slog.String("job_id", j.id))
 		return w.conclude(ctx, j, m, false)
 	}
 	if !errors.Is(err, catalog.ErrNoSnapshot) {
 		return err
 	}
-	w.attempt(ctx, j, "started", "")
-	m, err = w.take(ctx, j, claim)
+	err = w.attempted(ctx, j, func() error {
+		m, err = w.take(ctx, j)
+		return err
+	})
 	if err != nil {
-		uncertain = errors.Is(err, errUncertain)
-		w.attempt(context.WithoutCancel(ctx), j, "interrupted", err.Error())
 		return err
 	}
 	return w.conclude(ctx, j, m, true)
@@ -66,7 +53,7 @@ func (w *Worker) conclude(ctx context.Context, j job, m *lifeboatv1.Manifest, fr
 	timed, cancel := context.WithTimeoutCause(ctx, j.target.Timeout,
 		fmt.Errorf("the copy took longer than the target's timeout of %s", j.target.Timeout))
 	defer cancel()
-	if err := w.copyAll(timed, m); err != nil {
+	if err := w.copyAll(timed, j, m); err != nil {
 		if timed.Err() != nil {
 			err = fmt.Errorf("%w: %w", context.Cause(timed), err)
 		}
@@ -75,28 +62,19 @@ func (w *Worker) conclude(ctx context.Context, j job, m *lifeboatv1.Manifest, fr
 	return nil
 }
 
-// attempt records that an attempt began or ended without a snapshot.
-func (w *Worker) attempt(ctx context.Context, j job, verb, message string) {
-	w.emit(ctx, &lifeboatv1.Event{
-		Id: fmt.Sprintf("snapshot.%s.%s.%d", verb, j.id, j.msg.Attempt), Noun: "snapshot", Verb: verb,
-		Target: j.target.Name, JobId: j.id, RequestedBy: j.requestedBy(), Message: message,
-		Attributes: map[string]string{"attempt": fmt.Sprint(j.msg.Attempt)},
-	})
-}
-
 // take uploads, reads back and commits.
-func (w *Worker) take(ctx context.Context, j job, claim *bus.Claim) (*lifeboatv1.Manifest, error) {
+func (w *Worker) take(ctx context.Context, j job) (*lifeboatv1.Manifest, error) {
 	timed, cancel := context.WithTimeoutCause(ctx, j.target.Timeout,
 		fmt.Errorf("the snapshot took longer than the target's timeout of %s", j.target.Timeout))
 	defer cancel()
-	m, err := w.prepare(timed, j, claim)
+	m, err := w.prepare(timed, j)
 	if err != nil {
 		if timed.Err() != nil { // whatever failed, failed because of it
 			err = fmt.Errorf("%w: %w", context.Cause(timed), err)
 		}
 		return nil, err
 	}
-	window, done, err := claim.Commit(ctx)
+	window, done, err := j.claim.Commit(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("announcing the commit: %w", err)
 	}
@@ -156,7 +134,7 @@ func (w *Worker) ours(ctx context.Context, m *lifeboatv1.Manifest) (*lifeboatv1.
 }
 
 // prepare does everything up to the commit point: upload, read back, and the manifest in memory.
-func (w *Worker) prepare(ctx context.Context, j job, claim *bus.Claim) (*lifeboatv1.Manifest, error) {
+func (w *Worker) prepare(ctx context.Context, j job) (*lifeboatv1.Manifest, error) {
 	caps, err := w.Capabilities(ctx)
 	if err != nil {
 		return nil, err
@@ -174,7 +152,7 @@ func (w *Worker) prepare(ctx context.Context, j job, claim *bus.Claim) (*lifeboa
 	read := make([]*part, len(sources))
 	for i, src := range sources {
 		read[i] = &part{
-			worker: w, job: j, src: src, last: last, conditional: caps.ConditionalWrites, further: i > 0, confirm: claim.Confirm,
+			worker: w, job: j, src: src, last: last, conditional: caps.ConditionalWrites, further: i > 0, confirm: j.claim.Confirm,
 		}
 		defer read[i].end()
 		if err = read[i].take(ctx); err != nil {
@@ -258,7 +236,7 @@ func (w *Worker) committed(ctx context.Context, j job, m *lifeboatv1.Manifest) e
 		SnapshotId: m.GetId(), RequestedBy: j.requestedBy(), Time: m.GetCommittedAt(),
 		Message: fmt.Sprintf("snapshot %s: %d bytes, %d stored, revision %d, in %s", m.GetId(), m.GetData().GetRaw().GetBytes(),
 			m.GetData().GetStored().GetBytes(), m.GetSource().GetRevision(), took.Round(time.Millisecond)),
-		Detail: &lifeboatv1.Event_Manifest{Manifest: m},
+		Attributes: j.attributes(nil), Detail: &lifeboatv1.Event_Manifest{Manifest: m},
 	})
 	if err != nil {
 		return err

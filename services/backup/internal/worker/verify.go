@@ -28,6 +28,10 @@ const (
 // verify reads stored snapshots again, in both buckets: all of the target's, or the one that the job names. What is damaged
 // stays where it is, for a person to look at; a mark beside each snapshot says how its verification ended.
 func (w *Worker) verify(ctx context.Context, j job) error {
+	return w.attempted(ctx, j, func() error { return w.verifyStored(ctx, j) })
+}
+
+func (w *Worker) verifyStored(ctx context.Context, j job) error {
 	begin := w.Clock()
 	ids, err := w.identities()
 	if err != nil {
@@ -45,7 +49,7 @@ func (w *Worker) verify(ctx context.Context, j job) error {
 	e := &lifeboatv1.Event{
 		Id: "verify.passed." + j.id, Noun: "verify", Verb: "passed", Target: j.target.Name, JobId: j.id, RequestedBy: j.requestedBy(),
 		Message:    fmt.Sprintf("%d stored snapshots read and compared, %d of them decoded", v.checked, v.decoded),
-		Attributes: map[string]string{"checked": fmt.Sprint(v.checked), "damaged": fmt.Sprint(len(v.damaged))},
+		Attributes: j.attributes(map[string]string{"checked": fmt.Sprint(v.checked), "damaged": fmt.Sprint(len(v.damaged))}),
 	}
 	switch {
 	case len(v.damaged) > 0:

@@ -2,20 +2,28 @@
 //
 //	tick -> job -> source -> pipeline -> store -> manifest -> event -> alert -> chat
 //
+// Every kind of work begins and ends alike (handle.go): the job is decoded; one of another zone is handed back; a slot of the
+// fleet is waited for; the claim of the target is taken, which says that this delivery and no other may commit; the work is done as
+// long as the claim is held; the claim is released, or the job handed back when the service stops.
+//
 // A snapshot's life, and what survives a crash after each step:
 //
 //  1. The job is delivered. A crash: it is delivered again after AckWait.
-//  2. The claim of the target is taken; whoever had it before can no longer commit.
-//  3. The source is opened, encoded and uploaded in one stream. A crash: no object, or one without a manifest, which is
+//  2. A slot is taken, if the fleet's concurrency is limited. A crash: it is free again after AckWait.
+//  3. The claim of the target is taken, and the attempt counted; whoever had it before can no longer commit. A crash counts as an
+//     attempt; a job that was handed back does not.
+//  4. The source is opened, encoded and uploaded in one stream. A crash: no object, or one without a manifest, which is
 //     no snapshot; the next attempt replaces it, if it is still what the attempt saw when it began. A source that has not
 //     changed is not stored again: the newest snapshot's data stands for it.
-//  4. The object is read back and compared with what the source sent.
-//  5. The commit is announced on the claim, which fails if another delivery has taken it.
-//  6. The manifest is written, if none exists: the snapshot exists. A crash: the next attempt finds the manifest.
-//  7. The event is published, under an id that makes a second one the same event.
-//  8. The snapshot is copied to the second bucket, if there is one, and with it whatever that lacks. A crash or a failure: the
+//  5. The object is read back and compared with what the source sent.
+//  6. The commit is announced on the claim, which fails if another delivery has taken it, or somebody cancelled the job.
+//  7. The manifest is written, if none exists: the snapshot exists. A crash: the next attempt finds the manifest.
+//  8. The event is published, under an id that makes a second one the same event.
+//  9. The snapshot is copied to the second bucket, if there is one, and with it whatever that lacks. A crash or a failure: the
 //     snapshot stands, and the next attempt or the next snapshot copies it.
-//  9. The job is acknowledged; its subject is free for the next one.
+//  10. The claim is released, unless it is not known whether the manifest was written: then the announcement stands, and the next
+//     delivery waits for what may still arrive.
+//  11. The job is acknowledged; its subject is free for the next one.
 package worker
 
 import (
@@ -56,7 +64,11 @@ type Objects interface {
 // Bus is what the worker needs of the bus.
 type Bus interface {
 	Claim(ctx context.Context, w config.Work, target string, m *bus.Message) (*bus.Claim, error)
+	// Slot waits until fewer than n jobs of the kind run in the whole fleet.
+	Slot(ctx context.Context, w config.Work, n int) (*bus.Slot, error)
 	Emit(ctx context.Context, e *lifeboatv1.Event) error
+	// Actor signs what this process does.
+	Actor() string
 	Last(ctx context.Context, stream, subject string, into proto.Message) (seq uint64, at time.Time, err error)
 }
 
@@ -73,8 +85,13 @@ type Options struct {
 	// Copy is the second bucket; nil when there is none.
 	Copy *Copy
 	// Remover deletes from the store; only prune workers have the right to.
-	Remover    store.Remover
-	Bus        Bus
+	Remover store.Remover
+	Bus     Bus
+	// Zone is where this worker is: it takes the jobs of targets of this zone, and those of targets without one.
+	Zone string
+	// Patience is how old a job may get whose target is not in the configuration, before it is rejected: a worker that has not read
+	// the new configuration yet must not reject the first job of a new target. 30 s when zero.
+	Patience   time.Duration
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 	// ScratchDir is where drills restore; a folder of its own in it per drill.
@@ -92,10 +109,16 @@ type Worker struct {
 	Options
 	metrics   *metrics
 	collector collector
+	drain     *drain
 }
 
 // New returns a worker.
-func New(o Options) *Worker { return &Worker{Options: o, metrics: newMetrics(o.Registerer)} }
+func New(o Options) *Worker {
+	if o.Patience == 0 {
+		o.Patience = defaultPatience
+	}
+	return &Worker{Options: o, metrics: newMetrics(o.Registerer), drain: newDrain()}
+}
 
 // job is a decoded message.
 type job struct {
@@ -104,6 +127,8 @@ type job struct {
 	target config.Target
 	work   config.Work
 	msg    *bus.Message
+	// claim is the right to commit; held while the work is done.
+	claim *bus.Claim
 }
 
 // requestedBy is who asked, for the record.
@@ -112,20 +137,6 @@ func (j job) requestedBy() string {
 		return by
 	}
 	return "by hand"
-}
-
-// Handler returns the bus handler of one kind of work.
-func (w *Worker) Handler(work config.Work) bus.Handler {
-	do := map[config.Work]func(context.Context, job) error{
-		config.WorkSnapshot: w.snapshot, config.WorkVerify: w.verify, config.WorkDrill: w.drill, config.WorkPrune: w.prune,
-	}[work]
-	return func(ctx context.Context, m *bus.Message) error {
-		j, err := w.decode(m)
-		if err != nil {
-			return err
-		}
-		return do(ctx, j)
-	}
 }
 
 // Reasons of jobs that no retry can mend; OnDead tells them from work that failed.
@@ -143,7 +154,11 @@ func (w *Worker) decode(m *bus.Message) (job, error) {
 	work, name, ok := bus.ParseJobSubject(m.Subject)
 	target, known := w.Config().Target(name)
 	if !ok || !known {
-		return job{}, bus.Terminal(reasonUnknownTarget, &rejectedError{fmt.Errorf("no target is named %q in this worker's configuration", name)})
+		err := fmt.Errorf("no target is named %q in this worker's configuration", name)
+		if ok && config.ValidName(name) && w.Clock().Sub(m.Stored) < w.Patience {
+			return job{}, bus.HandBack(handBackDelay(m.Delivery), err)
+		}
+		return job{}, bus.Terminal(reasonUnknownTarget, &rejectedError{err})
 	}
 	j := job{Job: &lifeboatv1.Job{}, id: m.ID(), target: target, work: work, msg: m}
 	if err := bus.DecodeStrict(m.Data, j.Job); err != nil {
@@ -160,9 +175,14 @@ func (w *Worker) OnDead(ctx context.Context, m *bus.Message, failed error) error
 		}
 	}
 	work, target, _ := bus.ParseJobSubject(m.Subject)
+	j := job{Job: &lifeboatv1.Job{}, msg: m}
+	if err := bus.Decode(m.Data, j.Job); err != nil {
+		j.Job = &lifeboatv1.Job{} // that it is none is what it died of
+	}
 	e := &lifeboatv1.Event{
 		Id: fmt.Sprintf("%s.failed.%s", work, m.ID()), Noun: string(work), Verb: "failed", Target: target, JobId: m.ID(),
-		Message: failed.Error(), Attributes: map[string]string{"attempts": fmt.Sprint(m.Attempt)},
+		RequestedBy: j.requestedBy(), Message: failed.Error(),
+		Attributes: j.attributes(map[string]string{"attempts": fmt.Sprint(m.Attempt), "work": string(work)}),
 	}
 	if _, ok := errors.AsType[*rejectedError](failed); ok {
 		e.Id, e.Noun, e.Verb = "job.rejected."+m.ID(), "job", "rejected"
@@ -173,7 +193,7 @@ func (w *Worker) OnDead(ctx context.Context, m *bus.Message, failed error) error
 		e.Id, e.Noun = "copy.failed."+m.ID(), "copy"
 		w.metrics.ended.WithLabelValues("copy", target, "failed").Inc()
 	} else {
-		if work == config.WorkDrill && asksForEscrow(m) {
+		if work == config.WorkDrill && j.GetIdentity() == config.IdentityEscrow {
 			e.Verb = drillVerb(false, true)
 			e.Id = fmt.Sprintf("%s.%s.%s", work, e.GetVerb(), m.ID())
 		}

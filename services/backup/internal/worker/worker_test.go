@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,11 +77,13 @@ type fleet struct {
 	// hooks of the worker under test
 	source  func(context.Context) (io.Reader, error)
 	sources []worker.Source // instead of source
-	wrapped worker.Objects
-	copy    *worker.Copy
-	pace    time.Duration
-	stop    func() // ends the worker that was started last
-	consul  string // the program that drills restore into
+	// sourceOf, if set, is asked instead of both.
+	sourceOf func(ctx context.Context, target string) (io.Reader, error)
+	wrapped  worker.Objects
+	copy     *worker.Copy
+	pace     time.Duration
+	stop     func() // ends the worker that was started last
+	consul   string // the program that drills restore into
 	// of the worker that was started last
 	scratch  string
 	registry *prometheus.Registry
@@ -123,35 +126,61 @@ func (f *fleet) connect(actor string) *bus.Bus {
 // work runs a worker for all kinds of work until the test ends.
 func (f *fleet) work() {
 	f.t.Helper()
-	b := f.connect("worker")
+	f.stop = f.hire(hand{name: "worker"})
+}
+
+// hand is a worker to hire. Zero fields: one job at a time of every kind, handed back at once when it is fired.
+type hand struct {
+	name, zone  string
+	concurrency int
+	works       []config.Work
+	patience    time.Duration
+	// worker is told the one that was made.
+	worker **worker.Worker
+}
+
+// hire runs a worker until fire or the end of the test.
+func (f *fleet) hire(h hand) (fire func()) {
+	f.t.Helper()
+	b := f.connect(h.name)
 	f.scratch, f.registry = f.t.TempDir(), prometheus.NewRegistry()
 	w := worker.New(worker.Options{
 		Config: f.config.Load,
-		NewSource: func(config.Target) ([]worker.Source, error) {
+		NewSource: func(t config.Target) ([]worker.Source, error) {
+			if f.sourceOf != nil {
+				return []worker.Source{fakeSource{func(ctx context.Context) (io.Reader, error) { return f.sourceOf(ctx, t.Name) }}}, nil
+			}
 			if f.sources != nil {
 				return f.sources, nil
 			}
 			return []worker.Source{fakeSource{f.source}}, nil
 		},
-		Copy: f.copy, PaceWindow: f.pace, Remover: f.objects,
+		Copy: f.copy, PaceWindow: f.pace, Remover: f.objects, Zone: h.zone, Patience: cmp.Or(h.patience, 500*time.Millisecond),
 		Objects: f.wrapped, Catalog: f.catalog, Bus: b, Logger: slog.New(slog.NewTextHandler(f.t.Output(), nil)),
 		Capabilities: f.probeOnce(),
 		Registerer:   f.registry, ScratchDir: f.scratch, Version: "test", Clock: time.Now,
 		Drill: worker.DrillOptions{ConsulBinary: f.consul},
 	})
+	if h.worker != nil {
+		*h.worker = w
+	}
+	if h.works == nil {
+		h.works = config.Works()
+	}
 	ctx, cancel := context.WithCancel(f.t.Context())
 	var wg sync.WaitGroup
-	for _, role := range config.Works() {
+	for _, role := range h.works {
 		wg.Go(func() {
 			assert.NoError(f.t, b.Consume(ctx, bus.Consumer{
 				Stream: bus.StreamJobs, Durable: "backup-" + string(role), Filter: bus.AllJobs(role), AckWait: 2 * time.Second,
-				MaxAttempts: 3, Backoff: func(int64) time.Duration { return 50 * time.Millisecond },
-				Handle: w.Handler(role), OnDead: w.OnDead,
+				MaxAttempts: 3, Backoff: func(int64) time.Duration { return 50 * time.Millisecond }, CountsByClaim: true,
+				Concurrency: h.concurrency, Handle: w.Handler(role), OnDead: w.OnDead,
 			}))
 		})
 	}
-	f.stop = func() { cancel(); wg.Wait() }
-	f.t.Cleanup(f.stop)
+	fire = func() { cancel(); wg.Wait() }
+	f.t.Cleanup(fire)
+	return fire
 }
 
 // probeOnce probes the store as the service does.

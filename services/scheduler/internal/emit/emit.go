@@ -1,41 +1,59 @@
 // Package emit turns ticks into jobs.
 //
-// There is no leader. Every replica keeps the same timetable and tries to emit every tick; the server lets one win. A
-// tick is one atomic batch of two messages into one stream:
+// There is no leader. Every replica keeps the same timetable and tries to decide every tick; the server lets one win. The
+// authority over a schedule is one message: its state, the last value of lifeboat.state.schedule.<target>.<schedule>. Whoever
+// decides writes it with the sequence that it read, so the one that was faster has decided. All that a decision says stands in
+// that one message, and the job that it emits is stored in the same atomic batch, by a stream that refuses a job while one of the
+// same subject waits or runs. So three things are one transaction: that this tick was decided, that no other replica decided
+// it, and that no job was there. What each outcome means:
 //
-//   - the schedule's state, a last value that names the tick and is written only if nobody wrote it since it was read;
-//   - the job, which the stream refuses while one of the same subject waits or runs.
-//
-// So three things are one transaction: that this tick was emitted, that no other replica emitted it, and that no job was
-// waiting. What each outcome means:
-//
-//	stored            the tick is emitted, once.
-//	ErrConflict       another replica decided it; its state is read and the timetable moves behind it. If there is no
-//	                  state any more, NATS lost its data: an anchor is written, and the schedule starts again from now.
-//	ErrBusy           a job waits or runs: the state is written alone, with "missed: overlap", an event says so, and the
-//	                  state notes that the event is there. Whoever finds the note missing writes both.
+//	stored            it is decided, once.
+//	ErrConflict       somebody else wrote: another replica, or a person who paused the schedule. The state is read, the timetable
+//	                  moves behind its tick, and what is still due is decided again.
+//	ErrBusy           a job waits or runs: the decision is made anew for that case and written without a job.
 //	anything else     nothing is known. The tick stays due and is tried again: had it been stored, the next try ends
-//	                  with ErrConflict and finds it emitted.
+//	                  with ErrConflict and finds it decided.
 //
-// What survives a crash: before the batch, nothing was decided and any replica does it; after it, everything is in the
-// stream. A scheduler that starts after a while emits the newest tick that passed and records the ones before it as
-// missed with the reason "down". When a target is first seen, or its schedule changed, an anchor is written, so that a
-// tick which passes before the first emission is not forgotten.
+// A decision covers all ticks that are due (decide.go). Each of them is emitted, or put into pending because it is to run behind
+// another one, or counted in missed with the reason: paused, blackout, overlap, down. The state's tick only grows, and only
+// ticks behind it are ever due, so none is decided twice, also when the clock is set back.
+//
+// The states:
+//
+//	ANCHOR    ticks count from here.
+//	EMITTED   a job is in the stream. pending may hold ticks that follow when it has ended; then each is emitted by a write of
+//	          its own that takes it out of pending.
+//	QUEUED    nothing was emitted, and pending holds what was due.
+//	MISSED    nothing was emitted, and nothing waits.
+//	REMOVED   the schedule was taken out of the configuration. A replica that still has it goes on from the state's tick.
+//
+// Replicas with different configurations. The line, zone and splay in a state say which timetable is in force. A replica whose
+// configuration just named another one writes an anchor with its own: the old timetable's ticks up to then are decided in the
+// same write (missed, "down"), and the new one's count from then. A replica that finds another one in force without having
+// been told anything new leaves the schedule to whoever wrote it, and takes it back by an anchor when that one is overdue. So at
+// any time one timetable is in force, and each of its ticks is decided.
+//
+// What survives a crash, after each step:
+//
+//  1. nothing written       nothing was decided, and any replica does it.
+//  2. the state, with job   all is in the stream. Missed ticks are in the state, which does not say "recorded": whoever reads it
+//     writes the event, whose id follows from the state, before it writes any other state.
+//  3. the event             is written again under the same id.
+//  4. "recorded"            nothing is left to do.
+//
+// When there is no state, the target is new or NATS lost its data. Nobody can tell at once, so the schedule counts from now and
+// fires; its anchor is unconfirmed, and keeps saying so in every later state until a worker has answered what the bucket knew
+// before it (confirm.go). The ticks between the newest one in the bucket and the anchor are then decided by the catch-up policy.
 package emit
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.opentelemetry.io/otel"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -47,24 +65,22 @@ const (
 	// The wall clock is looked at this often at least: a timer does not notice a clock that was set or a machine that
 	// slept.
 	maxSleep = 30 * time.Second
-	// How many ticks are decided at once.
+	// How many schedules are worked on at once.
 	parallel = 16
-	// Delay before a tick that could not be decided is tried again.
+	// Delay before what could not be done is tried again.
 	retryAfter = time.Second
-)
-
-// Reasons of a missed tick.
-const (
-	reasonDown    = "down"
-	reasonOverlap = "overlap"
 )
 
 // Bus is what the emitter needs of the bus.
 type Bus interface {
 	Last(ctx context.Context, stream, subject string, into proto.Message) (seq uint64, at time.Time, err error)
+	Scan(ctx context.Context, stream, filter string, each func(*bus.Message) error) error
 	PutState(ctx context.Context, s bus.State) (seq uint64, err error)
 	PutStateWith(ctx context.Context, s bus.State, with bus.Outgoing) (seq uint64, err error)
 	Emit(ctx context.Context, e *lifeboatv1.Event) error
+	// AskHistoryBefore asks a worker what the bucket knows of a target from before a moment. errors.Is(err, bus.ErrNoWorker) when
+	// none is there.
+	AskHistoryBefore(ctx context.Context, target string, before time.Time) (*lifeboatv1.History, error)
 }
 
 // Options of an emitter.
@@ -81,38 +97,75 @@ type Options struct {
 type Emitter struct {
 	Options
 	metrics *metrics
+	// wake is told when something is to be done earlier than the clock was set for.
+	wake chan struct{}
+	// ask is told when there are anchors to confirm.
+	ask chan struct{}
 
 	mu    sync.Mutex
-	table timetable.Table[key]
 	known map[key]*entry
-}
-
-// key names a schedule.
-type key struct{ target, schedule string }
-
-// entry is a schedule with what the stream says about it.
-type entry struct {
-	timetable.Entry[key]
-	schedule config.Schedule
-	zone     string
-	seq      uint64
-	// unrecorded is a state whose missed ticks may not be in the audit log yet.
-	unrecorded *lifeboatv1.ScheduleState
+	// table has the entries whose time will come, later those with work that can wait until nothing is due.
+	table timetable.Table[*entry]
+	later []*entry
+	// until is when the clock wakes up.
+	until time.Time
+	// unconfirmed are the entries to ask workers about, by target; answers what they said.
+	unconfirmed map[string]question
+	answers     map[*entry]*lifeboatv1.History
 }
 
 // New returns an emitter.
 func New(o Options) *Emitter {
-	return &Emitter{Options: o, metrics: newMetrics(o.Registerer), known: map[key]*entry{}}
+	return &Emitter{
+		Options: o, metrics: newMetrics(o.Registerer), wake: make(chan struct{}, 1), ask: make(chan struct{}, 1),
+		known: map[key]*entry{}, unconfirmed: map[string]question{}, answers: map[*entry]*lifeboatv1.History{},
+	}
 }
+
+// now is the wall clock alone: schedules are about it.
+func (e *Emitter) now() time.Time { return e.Now().Round(0) }
 
 // Run emits ticks until the context ends.
 func (e *Emitter) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	work := make(chan *entry)
+	defer close(work)
+	for range parallel {
+		wg.Go(func() {
+			for en := range work {
+				e.work(ctx, en)
+			}
+		})
+	}
+	wg.Go(func() { e.confirm(ctx) })
+	load, loadAt := true, time.Time{}
 	for ctx.Err() == nil {
-		sleep := e.round(ctx)
+		select {
+		case <-e.Changed:
+			load, loadAt = true, time.Time{}
+		default:
+		}
+		if load && !time.Now().Before(loadAt) {
+			load, loadAt = !e.load(ctx), time.Now().Add(retryAfter)
+		}
+		en, sleep := e.take()
+		if en != nil {
+			select {
+			case work <- en:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		if load {
+			sleep = min(sleep, retryAfter)
+		}
 		t := time.NewTimer(sleep)
 		select {
 		case <-ctx.Done():
 		case <-e.Changed:
+			load, loadAt = true, time.Time{}
+		case <-e.wake:
 		case <-t.C:
 		}
 		t.Stop()
@@ -120,250 +173,88 @@ func (e *Emitter) Run(ctx context.Context) error {
 	return nil
 }
 
-// round does everything that is due now and says how long nothing more will be.
-func (e *Emitter) round(ctx context.Context) time.Duration {
-	failed := e.load(ctx)
-	now := e.Now().Round(0) // the wall clock alone: schedules are about it
-	var g errgroup.Group
-	g.SetLimit(parallel)
-	var mu sync.Mutex
-	for _, due := range e.popDue(now) {
-		g.Go(func() error {
-			err := e.decide(ctx, due, now)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil && ctx.Err() == nil {
-				failed = true
-				e.Logger.WarnContext(ctx, "could not emit a tick, trying again", slog.String("target", due.Key.target),
-					slog.String("schedule", due.Key.schedule), slog.Any("err", err))
-			}
-			e.put(due)
-			return nil
-		})
-	}
-	_ = g.Wait() // the functions return nil
-	if failed {
-		return retryAfter
-	}
+// take finds an entry to work on, or says how long there will be none.
+func (e *Emitter) take() (*entry, time.Duration) {
+	now := e.now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	next, ok := e.table.Next()
-	if !ok {
-		return maxSleep
-	}
-	return min(max(next.Sub(e.Now().Round(0)), 0), maxSleep)
-}
-
-func (e *Emitter) popDue(now time.Time) []*entry {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var due []*entry
-	for _, t := range e.table.PopDue(now) {
-		// An entry that a reload removed or replaced is dropped here.
-		if en, ok := e.known[t.Key]; ok && &en.Entry == t {
-			due = append(due, en)
-		}
-	}
-	return due
-}
-
-func (e *Emitter) put(en *entry) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.table.Add(&en.Entry)
-}
-
-// load makes the timetable follow the configuration. It reports whether some schedule could not be loaded yet.
-func (e *Emitter) load(ctx context.Context) (failed bool) {
-	wanted := map[key]bool{}
-	for _, t := range e.Config().Targets {
-		for _, schedule := range t.Schedules() {
-			k := key{t.Name, schedule.Name}
-			wanted[k] = true
-			if have, ok := e.known[k]; ok && have.schedule == schedule && have.zone == t.TimeZone {
-				continue
-			}
-			en, err := e.loadEntry(ctx, k, schedule, t.TimeZone)
-			if err != nil {
-				failed = true
-				if ctx.Err() == nil {
-					e.Logger.WarnContext(ctx, "could not load a schedule, trying again", slog.String("target", t.Name),
-						slog.String("schedule", schedule.Name), slog.Any("err", err))
-				}
-				continue
-			}
-			e.known[k] = en
-			e.put(en)
-		}
-	}
-	for k := range e.known {
-		if !wanted[k] {
-			delete(e.known, k)
-		}
-	}
-	e.metrics.schedules.Set(float64(len(e.known)))
-	return failed
-}
-
-// loadEntry makes an entry of a schedule and adopts what the stream says about it.
-func (e *Emitter) loadEntry(ctx context.Context, k key, schedule config.Schedule, zone string) (*entry, error) {
-	cron, err := config.ParseSchedule(schedule.Line, zone)
-	if err != nil {
-		return nil, err
-	}
-	en := &entry{Entry: timetable.Entry[key]{Key: k, Schedule: cron}, schedule: schedule, zone: zone}
-	return en, e.adopt(ctx, en, func(s *lifeboatv1.ScheduleState) bool {
-		return s.GetTick() != nil && s.GetSchedule() == schedule.Line && s.GetTimeZone() == zone
-	})
-}
-
-// adopt moves an entry behind the newest decided tick, if what the stream holds is valid, and writes an anchor otherwise.
-func (e *Emitter) adopt(ctx context.Context, en *entry, valid func(*lifeboatv1.ScheduleState) bool) error {
 	for {
-		state, err := e.read(ctx, en)
-		if err != nil {
-			return err
+		due, ok := e.table.Pop(now)
+		if !ok {
+			break
 		}
-		if valid(state) {
-			en.Decided(state.GetTick().AsTime())
-			en.unrecorded = state
-			return e.record(ctx, en)
+		if en := due.Value; e.wanted(en) {
+			return e.takes(en), 0
 		}
-		now := e.Now().Round(0)
-		en.seq, err = e.Bus.PutState(ctx, e.state(en, &lifeboatv1.ScheduleState{
-			Tick: timestamppb.New(now), Outcome: lifeboatv1.ScheduleState_OUTCOME_ANCHOR,
-		}))
-		if errors.Is(err, bus.ErrConflict) {
-			continue // another replica anchored it
+	}
+	for len(e.later) > 0 {
+		en := e.later[0]
+		e.later[0], e.later = nil, e.later[1:]
+		en.queued = false
+		// Whoever works on it does this too.
+		if e.wanted(en) && !en.taken {
+			e.table.Remove(&en.Entry)
+			return e.takes(en), 0
 		}
-		if err != nil {
-			return err
-		}
-		en.Decided(now)
-		return nil
+	}
+	sleep := maxSleep
+	if next, ok := e.table.Next(); ok {
+		sleep = min(max(next.Sub(now), 0), maxSleep)
+	}
+	e.until = now.Add(sleep)
+	return nil, sleep
+}
+
+func (e *Emitter) takes(en *entry) *entry {
+	en.taken = true
+	if h := e.answers[en]; h != nil {
+		en.known = h
+		delete(e.answers, en)
+	}
+	return en
+}
+
+// wanted says whether an entry is still what the configuration says: a reload puts others in the place of those that it changed.
+func (e *Emitter) wanted(en *entry) bool {
+	now, ok := e.known[en.key]
+	return now == en || (en.removing && !ok)
+}
+
+// put gives an entry back. failed: it is tried again soon.
+func (e *Emitter) put(en *entry, failed bool) {
+	now := e.now()
+	en.schedule(now)
+	if failed {
+		en.At = now.Add(retryAfter)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	en.taken = false
+	if !e.wanted(en) || en.gone {
+		return
+	}
+	e.table.Add(&en.Entry)
+	if e.answers[en] != nil || (!failed && en.waitsFor()) {
+		e.queue(en)
+	}
+	e.confirmLater(en)
+	if !en.At.IsZero() && en.At.Before(e.until) {
+		e.wakeUp()
 	}
 }
 
-// read fetches the state and remembers its sequence.
-func (e *Emitter) read(ctx context.Context, en *entry) (*lifeboatv1.ScheduleState, error) {
-	state := &lifeboatv1.ScheduleState{}
-	seq, _, err := e.Bus.Last(ctx, bus.StreamJobs, bus.ScheduleSubject(en.Key.target, en.Key.schedule), state)
-	if err != nil {
-		return nil, fmt.Errorf("reading the schedule's state: %w", err)
+// queue puts work that can wait into the queue. The caller holds the lock.
+func (e *Emitter) queue(en *entry) {
+	if !en.queued {
+		en.queued = true
+		e.later = append(e.later, en)
 	}
-	en.seq = seq
-	return state, nil
+	e.wakeUp()
 }
 
-func (e *Emitter) state(en *entry, s *lifeboatv1.ScheduleState) bus.State {
-	if s.GetSchedule() == "" { // a state of another schedule, written by a replica with another file, keeps its own
-		s.Schedule, s.TimeZone = en.schedule.Line, en.zone
-	}
-	s.DecidedAt = timestamppb.New(e.Now())
-	return bus.State{
-		Outgoing: bus.Outgoing{Subject: bus.ScheduleSubject(en.Key.target, en.Key.schedule), Message: s}, Expect: en.seq,
-	}
-}
-
-// decide emits an entry's due tick, or records why not. The protocol is in the package comment.
-func (e *Emitter) decide(ctx context.Context, en *entry, now time.Time) error {
-	// The next state replaces the only other place that knows of a missed tick.
-	if err := e.record(ctx, en); err != nil {
-		return err
-	}
-	due, ok := en.Due(now)
-	if !ok {
-		return nil
-	}
-	ctx, span := otel.Tracer("lifeboat/scheduler").Start(ctx, "tick "+en.Key.target+" "+en.Key.schedule)
-	defer span.End()
-	state := &lifeboatv1.ScheduleState{
-		Tick: timestamppb.New(due.Tick), Outcome: lifeboatv1.ScheduleState_OUTCOME_EMITTED,
-	}
-	if due.Passed > 0 {
-		state.Missed = append(state.Missed, &lifeboatv1.MissedTicks{Reason: reasonDown, Count: due.Passed, From: timestamppb.New(due.From)})
-	}
-	seq, err := e.Bus.PutStateWith(ctx, e.state(en, state), bus.Outgoing{
-		Subject: bus.JobSubject(en.schedule.Work, en.Key.target),
-		Message: &lifeboatv1.Job{Tick: timestamppb.New(due.Tick), RequestedBy: "scheduler", Identity: en.schedule.Identity},
-	})
-	if errors.Is(err, bus.ErrBusy) {
-		state.Outcome = lifeboatv1.ScheduleState_OUTCOME_MISSED
-		state.Missed = append(state.Missed, &lifeboatv1.MissedTicks{Reason: reasonOverlap, Count: 1, From: state.GetTick()})
-		seq, err = e.Bus.PutState(ctx, e.state(en, state))
-	}
-	if errors.Is(err, bus.ErrConflict) {
-		// Without a tick the stream was lost and made anew: the schedule starts again from the present.
-		return e.adopt(ctx, en, func(s *lifeboatv1.ScheduleState) bool { return s.GetTick() != nil })
-	}
-	if err != nil {
-		return err
-	}
-	en.seq = seq
-	en.Decided(due.Tick)
-	e.metrics.lateness.Observe(e.Now().Sub(due.Tick).Seconds())
-	e.count(en, state)
-	en.unrecorded = state
-	return e.record(ctx, en)
-}
-
-func (e *Emitter) count(en *entry, s *lifeboatv1.ScheduleState) {
-	if s.GetOutcome() == lifeboatv1.ScheduleState_OUTCOME_EMITTED {
-		e.metrics.emitted.WithLabelValues(en.Key.target, en.Key.schedule).Inc()
-	}
-	for _, m := range s.GetMissed() {
-		e.metrics.missed.WithLabelValues(en.Key.target, en.Key.schedule, m.GetReason()).Add(float64(m.GetCount()))
-	}
-}
-
-// record puts the ticks that a state calls missed into the audit log, and notes in the state that they are there. A
-// scheduler that died between the two writes, or one that lost the race to it, finds the note missing and does it; the
-// event's id makes the second time the same event.
-func (e *Emitter) record(ctx context.Context, en *entry) error {
-	s := en.unrecorded
-	overlap := s.GetOutcome() == lifeboatv1.ScheduleState_OUTCOME_MISSED
-	if s.GetRecorded() || len(s.GetMissed()) == 0 {
-		en.unrecorded = nil
-		return nil
-	}
-	if err := e.Bus.Emit(ctx, missedEvent(en, s, overlap)); err != nil {
-		return err
-	}
-	s.Recorded = true
-	seq, err := e.Bus.PutState(ctx, e.state(en, s))
-	switch {
-	case errors.Is(err, bus.ErrConflict):
-		// Another replica has noted it, or decided the next tick; the timetable catches up when that is due.
-	case err != nil:
-		return err
+func (e *Emitter) wakeUp() {
+	select {
+	case e.wake <- struct{}{}:
 	default:
-		en.seq = seq
 	}
-	en.unrecorded = nil
-	return nil
-}
-
-func missedEvent(en *entry, s *lifeboatv1.ScheduleState, overlap bool) *lifeboatv1.Event {
-	tick := s.GetTick().AsTime()
-	ev := &lifeboatv1.Event{
-		Id:   fmt.Sprintf("tick.missed.%s.%s.%d", en.Key.target, en.Key.schedule, tick.Unix()),
-		Noun: "tick", Verb: "missed", Target: en.Key.target, RequestedBy: "scheduler",
-		Attributes: map[string]string{"work": string(en.schedule.Work), "schedule": en.schedule.Name, "tick": tick.UTC().Format(time.RFC3339)},
-	}
-	for _, m := range s.GetMissed() {
-		if m.GetReason() != reasonDown {
-			continue
-		}
-		from := m.GetFrom().AsTime().UTC().Format(time.RFC3339)
-		ev.Attributes["down_count"], ev.Attributes["down_from"] = fmt.Sprint(m.GetCount()), from
-		ev.Message = fmt.Sprintf("%d ticks of %s from %s on passed while no scheduler ran", m.GetCount(), en.schedule.Name, from)
-	}
-	if overlap {
-		ev.Attributes["reason"] = reasonOverlap
-		if ev.GetMessage() != "" {
-			ev.Message += "; "
-		}
-		ev.Message += fmt.Sprintf("the tick of %s at %s was skipped: a job waits or runs", en.schedule.Name, ev.GetAttributes()["tick"])
-	}
-	return ev
 }

@@ -20,7 +20,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "lifeboat_ticks_emitted_total", Help: "Ticks that this replica emitted as jobs.",
 		}, []string{"target", "schedule"}),
 		missed: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "lifeboat_ticks_missed_total", Help: "Ticks that this replica recorded as missed, by reason (down, overlap).",
+			Name: "lifeboat_ticks_missed_total", Help: "Ticks that this replica recorded as missed, by reason (down, paused, blackout, overlap, removed).",
 		}, []string{"target", "schedule", "reason"}),
 		lateness: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "lifeboat_tick_lateness_seconds", Help: "From the scheduled time to the decision.",

@@ -1,4 +1,4 @@
-// Package timetable knows which schedule is due next. It is pure: it asks no clock and does no I/O.
+// Package timetable knows which schedule is to be looked at next. It is pure: it asks no clock and does no I/O.
 package timetable
 
 import (
@@ -8,98 +8,86 @@ import (
 	"github.com/robfig/cron/v3"
 )
 
-// maxPassed bounds how many passed ticks one look walks over: a schedule of every second, a week behind.
-const maxPassed = 1_000_000
-
-// Entry is one schedule, under a key of the caller's.
-type Entry[K any] struct {
-	Key      K
+// Entry is one schedule, with a value of the caller's.
+type Entry[V any] struct {
+	Value    V
 	Schedule cron.Schedule
 	// Next is the earliest tick that was not decided yet; zero when the schedule has ended.
 	Next time.Time
-}
-
-// Due is what an entry owes at a moment.
-type Due struct {
-	// Tick is the newest tick at or before the moment.
-	Tick time.Time
-	// Passed counts the ticks before it that were not decided either; From is the oldest of them.
-	Passed int64
-	From   time.Time
-}
-
-// Due looks for ticks at or before now. ok is false when there is none.
-func (e *Entry[K]) Due(now time.Time) (due Due, ok bool) {
-	if e.Next.IsZero() || e.Next.After(now) {
-		return Due{}, false
-	}
-	due = Due{Tick: e.Next, From: e.Next}
-	for range maxPassed {
-		next := e.Schedule.Next(due.Tick)
-		if next.IsZero() || next.After(now) {
-			break
-		}
-		due.Tick = next
-		due.Passed++
-	}
-	return due, true
+	// At is when the entry is to be looked at: at Next, or at another time because something else is to be done. Zero: never. It
+	// must not change while the entry is in a table.
+	At time.Time
+	// place is where the entry is in its table, from 1; 0 when it is in none.
+	place int
 }
 
 // Decided moves the entry behind a tick.
-func (e *Entry[K]) Decided(tick time.Time) { e.Next = e.Schedule.Next(tick) }
+func (e *Entry[V]) Decided(tick time.Time) { e.Next = e.Schedule.Next(tick) }
 
-// Table orders entries by their next tick. The zero value is an empty table. It is not safe for concurrent use.
-type Table[K any] struct{ h entryHeap[K] }
+// Table orders entries by when they are to be looked at. The zero value is an empty table. It is not safe for concurrent use.
+type Table[V any] struct{ h entryHeap[V] }
 
-// Add puts an entry in, or back in after its Next changed.
-func (t *Table[K]) Add(e *Entry[K]) { heap.Push(&t.h, e) }
+// Add puts an entry in that is in no table.
+func (t *Table[V]) Add(e *Entry[V]) { heap.Push(&t.h, e) }
+
+// Remove takes an entry out; false when it is not in.
+func (t *Table[V]) Remove(e *Entry[V]) bool {
+	if e.place == 0 {
+		return false
+	}
+	heap.Remove(&t.h, e.place-1)
+	return true
+}
 
 // Len is the number of entries.
-func (t *Table[K]) Len() int { return len(t.h) }
+func (t *Table[V]) Len() int { return len(t.h) }
 
-// Next is the earliest tick of all entries; ok is false when none has one.
-func (t *Table[K]) Next() (at time.Time, ok bool) {
-	if len(t.h) == 0 || t.h[0].Next.IsZero() {
+// Next is the earliest time at which an entry is to be looked at; ok is false when there is none.
+func (t *Table[V]) Next() (at time.Time, ok bool) {
+	if len(t.h) == 0 || t.h[0].At.IsZero() {
 		return time.Time{}, false
 	}
-	return t.h[0].Next, true
+	return t.h[0].At, true
 }
 
-// PopDue takes out the entries that are due at a moment, earliest first.
-func (t *Table[K]) PopDue(now time.Time) []*Entry[K] {
-	var due []*Entry[K]
-	for len(t.h) > 0 && !t.h[0].Next.IsZero() && !t.h[0].Next.After(now) {
-		e, _ := heap.Pop(&t.h).(*Entry[K]) // the heap holds entries only
-		due = append(due, e)
+// Pop takes out the earliest entry, if its time has come.
+func (t *Table[V]) Pop(now time.Time) (e *Entry[V], ok bool) {
+	at, ok := t.Next()
+	if !ok || at.After(now) {
+		return nil, false
 	}
-	return due
+	e, ok = heap.Pop(&t.h).(*Entry[V])
+	return e, ok
 }
 
-// entryHeap implements heap.Interface. Entries that have ended come last.
-type entryHeap[K any] []*Entry[K]
+// entryHeap implements heap.Interface. Entries without a time come last.
+type entryHeap[V any] []*Entry[V]
 
-func (h entryHeap[K]) Len() int { return len(h) }
+func (h entryHeap[V]) Len() int { return len(h) }
 
-func (h entryHeap[K]) Less(i, j int) bool {
-	if h[i].Next.IsZero() || h[j].Next.IsZero() {
-		return !h[i].Next.IsZero()
+func (h entryHeap[V]) Less(i, j int) bool {
+	if h[i].At.IsZero() || h[j].At.IsZero() {
+		return !h[i].At.IsZero()
 	}
-	return h[i].Next.Before(h[j].Next)
+	return h[i].At.Before(h[j].At)
 }
 
-func (h entryHeap[K]) Swap(i, j int) {
+func (h entryHeap[V]) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
+	h[i].place, h[j].place = i+1, j+1
 }
 
-func (h *entryHeap[K]) Push(x any) {
-	e, _ := x.(*Entry[K]) // only Add pushes
+func (h *entryHeap[V]) Push(x any) {
+	e, _ := x.(*Entry[V]) // only Add pushes
 	*h = append(*h, e)
+	e.place = len(*h)
 }
 
-func (h *entryHeap[K]) Pop() any {
+func (h *entryHeap[V]) Pop() any {
 	old := *h
 	e := old[len(old)-1]
 	old[len(old)-1] = nil
 	*h = old[:len(old)-1]
+	e.place = 0
 	return e
 }

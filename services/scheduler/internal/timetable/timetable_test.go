@@ -19,29 +19,6 @@ func at(t *testing.T, s string) time.Time {
 	return v
 }
 
-func TestDueWalksOverPassedTicks(t *testing.T) {
-	schedule, err := config.ParseSchedule("0 * * * *", "")
-	require.NoError(t, err)
-	e := Entry[string]{Schedule: schedule}
-	e.Decided(at(t, "2026-11-21T03:10:00Z"))
-
-	_, ok := e.Due(at(t, "2026-11-21T03:59:59Z"))
-	assert.False(t, ok, "nothing is due before the tick")
-
-	due, ok := e.Due(at(t, "2026-11-21T04:00:00Z"))
-	require.True(t, ok)
-	assert.Equal(t, Due{Tick: at(t, "2026-11-21T04:00:00Z"), From: at(t, "2026-11-21T04:00:00Z")}, due)
-
-	due, ok = e.Due(at(t, "2026-11-21T07:30:00Z"))
-	require.True(t, ok)
-	assert.Equal(t, at(t, "2026-11-21T07:00:00Z"), due.Tick, "the newest tick")
-	assert.Equal(t, int64(3), due.Passed)
-	assert.Equal(t, at(t, "2026-11-21T04:00:00Z"), due.From)
-
-	e.Decided(due.Tick)
-	assert.Equal(t, at(t, "2026-11-21T08:00:00Z"), e.Next)
-}
-
 func TestZoneDecidesTheTick(t *testing.T) {
 	schedule, err := config.ParseSchedule("0 4 * * *", "Asia/Shanghai")
 	require.NoError(t, err)
@@ -50,29 +27,59 @@ func TestZoneDecidesTheTick(t *testing.T) {
 	assert.True(t, e.Next.Equal(at(t, "2026-11-21T20:00:00Z")), "04:00 in Shanghai is 20:00 UTC of the day before, got %s", e.Next)
 }
 
-func TestPopDueIsInOrder(t *testing.T) {
+// Entries come in the order of their times, whatever is taken out and put in between.
+func TestPopIsInOrder(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
 	base := at(t, "2026-01-01T00:00:00Z")
+	until := base.Add(400 * time.Second)
 	var table Table[int]
+	all := make([]*Entry[int], 500)
+	for i := range all {
+		all[i] = &Entry[int]{Value: i, At: base.Add(time.Duration(r.IntN(1000)) * time.Second)}
+		table.Add(all[i])
+	}
+	never := &Entry[int]{Value: -1}
+	table.Add(never)
 	var want []time.Time
-	for i := range 500 {
-		next := base.Add(time.Duration(r.IntN(1000)) * time.Second)
-		table.Add(&Entry[int]{Key: i, Next: next})
-		if !next.After(base.Add(400 * time.Second)) {
-			want = append(want, next)
+	for _, e := range all {
+		switch r.IntN(3) {
+		case 0:
+			require.True(t, table.Remove(e))
+			assert.False(t, table.Remove(e), "it is not in any more")
+			continue
+		case 1:
+			require.True(t, table.Remove(e))
+			e.At = base.Add(time.Duration(r.IntN(1000)) * time.Second)
+			table.Add(e)
+		}
+		if !e.At.After(until) {
+			want = append(want, e.At)
 		}
 	}
-	table.Add(&Entry[int]{Key: -1}) // one that has ended
 	slices.SortFunc(want, time.Time.Compare)
+	left := table.Len() - len(want)
 	var got []time.Time
-	for _, e := range table.PopDue(base.Add(400 * time.Second)) {
-		got = append(got, e.Next)
+	for {
+		e, ok := table.Pop(until)
+		if !ok {
+			break
+		}
+		assert.False(t, table.Remove(e), "what was taken is not in the table")
+		got = append(got, e.At)
 	}
 	assert.Equal(t, want, got)
 	next, ok := table.Next()
 	require.True(t, ok)
-	assert.True(t, next.After(base.Add(400*time.Second)))
-	assert.Equal(t, 501-len(want), table.Len())
+	assert.True(t, next.After(until))
+	assert.Equal(t, left, table.Len())
+	_, ok = table.Pop(base.AddDate(100, 0, 0))
+	assert.True(t, ok)
+	for table.Len() > 1 {
+		_, ok = table.Pop(base.AddDate(100, 0, 0))
+		require.True(t, ok)
+	}
+	_, ok = table.Next()
+	assert.False(t, ok, "an entry without a time is never looked at")
 }

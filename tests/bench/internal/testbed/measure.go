@@ -2,7 +2,6 @@ package testbed
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -18,18 +17,42 @@ func Median[T cmp.Ordered](d []T) T {
 
 // PeakRSS is the high-water mark of a process's resident memory, in MiB (proc(5): VmHWM). Pages of files that it has mapped
 // count as well.
-func PeakRSS(pid int) (float64, error) {
+func PeakRSS(pid int) (float64, error) { return memory(pid, "VmHWM:") }
+
+// RSS is a process's resident memory now, in MiB (proc(5): VmRSS), with the pages of files that it has mapped.
+func RSS(pid int) (float64, error) { return memory(pid, "VmRSS:") }
+
+func memory(pid int, field string) (float64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if rest, ok := strings.CutPrefix(line, field); ok {
 			kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
 			return kib / 1024, err
 		}
 	}
-	return 0, errors.New("no VmHWM in /proc/PID/status")
+	return 0, fmt.Errorf("no %s in /proc/%d/status", field, pid)
+}
+
+// CPUSeconds is a process's user and system time (proc(5): stat, fields 14 and 15, in ticks of 10 ms); 0 when it is gone.
+func CPUSeconds(pid int) float64 {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// The second field is a name in parentheses and may hold blanks.
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	var ticks float64
+	for _, f := range fields[11:13] {
+		n, err := strconv.ParseFloat(f, 64)
+		if err != nil {
+			return 0
+		}
+		ticks += n
+	}
+	return ticks / 100
 }
 
 // ForgetPeakRSS sets the high-water mark to what is resident now (proc(5): clear_refs).

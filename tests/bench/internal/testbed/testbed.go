@@ -1,5 +1,5 @@
 // Package testbed is what the benchmarks measure on: an etcd with objects as Kubernetes keeps them, NATS, S3 in this process, and
-// lifeboat's workers as processes, all of them on loopback and with their data in one folder.
+// lifeboat's services as processes, all of them on loopback and with their data in one folder.
 package testbed
 
 import (
@@ -29,11 +29,12 @@ type Bed struct {
 	Etcd   *bintest.Etcd
 	Client *clientv3.Client
 	S3     *s3test.Server
+	// NATS is one server with its storage in files; Conn and JetStream talk to it.
+	NATS      *bintest.NATS
+	Conn      *nats.Conn
+	JetStream jetstream.JetStream
 
 	dir   string
-	nats  *bintest.NATS
-	nc    *nats.Conn
-	js    jetstream.JetStream
 	stops []func()
 	rand  *rand.Rand
 	keys  int
@@ -41,19 +42,18 @@ type Bed struct {
 
 // New starts the servers with their data in dir. tools are programs that will be needed besides.
 func New(ctx context.Context, out io.Writer, dir, binary string, tools ...string) (_ *Bed, err error) {
-	for _, tool := range tools {
-		if _, err = bintest.Find(tool); err != nil {
-			return nil, fmt.Errorf("%w, or: apt-get install %s", err, tool)
-		}
-	}
 	seed := rand.Uint64() //nolint:gosec // test data
 	fmt.Fprintf(out, "data seed %d\n", seed)
-	b := &Bed{Out: out, dir: dir, Binary: binary, rand: rand.New(rand.NewPCG(seed, 3))} //nolint:gosec // test data
+	b, err := NewFleet(ctx, out, dir, binary, tools...)
+	if err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			b.Stop()
 		}
 	}()
+	b.rand = rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // test data
 	// No fsync while it is filled: reading is what is measured.
 	if b.Etcd, err = bintest.StartEtcd(ctx, b.Path("etcd"), "--quota-backend-bytes=8589934592", "--unsafe-no-fsync"); err != nil {
 		return nil, err
@@ -63,15 +63,31 @@ func New(ctx context.Context, out io.Writer, dir, binary string, tools ...string
 		return nil, err
 	}
 	b.Later(func() { _ = b.Client.Close() })
-	if b.nats, err = bintest.StartNATS(ctx, dir); err != nil {
+	return b, nil
+}
+
+// NewFleet is New with only what the services talk to each other through: NATS and S3, and no source.
+func NewFleet(ctx context.Context, out io.Writer, dir, binary string, tools ...string) (_ *Bed, err error) {
+	for _, tool := range tools {
+		if _, err = bintest.Find(tool); err != nil {
+			return nil, fmt.Errorf("%w, or: apt-get install %s", err, tool)
+		}
+	}
+	b := &Bed{Out: out, dir: dir, Binary: binary}
+	defer func() {
+		if err != nil {
+			b.Stop()
+		}
+	}()
+	if b.NATS, err = bintest.StartNATS(ctx, dir); err != nil {
 		return nil, err
 	}
-	b.Later(func() { _ = b.nats.Kill() })
-	if b.nc, err = nats.Connect(b.nats.URL); err != nil {
+	b.Later(func() { _ = b.NATS.Kill() })
+	if b.Conn, err = nats.Connect(b.NATS.URL); err != nil {
 		return nil, err
 	}
-	b.Later(b.nc.Close)
-	if b.js, err = jetstream.New(b.nc); err != nil {
+	b.Later(b.Conn.Close)
+	if b.JetStream, err = jetstream.New(b.Conn); err != nil {
 		return nil, err
 	}
 	if b.S3, err = s3test.Start(b.Path("s3"), ""); err != nil { //nolint:contextcheck // it lives until Stop

@@ -43,7 +43,7 @@ func (b *Bed) NewTarget(endpoint, source string) (*Target, error) {
 	}
 	for path, more := range map[string]string{t.Config: "", t.Keyed: fmt.Sprintf(", identity_file: %q", t.IdentityFile)} {
 		conf := fmt.Sprintf("nats: {url: %q}\nstore: {bucket: %s, endpoint: %q, path_style: true, access_key_id_file: %q, secret_access_key_file: %q}\n"+
-			"encryption: {recipients: [%s]%s}\ntargets:\n  - name: %s\n    %s\n", b.nats.URL, s3test.Bucket, endpoint, b.S3.Config.AccessKeyIDFile,
+			"encryption: {recipients: [%s]%s}\ntargets:\n  - name: %s\n    %s\n", b.NATS.URL, s3test.Bucket, endpoint, b.S3.Config.AccessKeyIDFile,
 			b.S3.Config.SecretAccessKeyFile, id.Recipient(), more, t.Name, source)
 		if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
 			return nil, err
@@ -104,13 +104,13 @@ func (b *Bed) job(ctx context.Context, w *Worker, work, done string) (*lifeboatv
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
 	// Failures too: waiting for a success that does not come would say nothing.
-	sub, err := b.nc.SubscribeSync("lifeboat.event.*.*." + w.Target.Name)
+	sub, err := b.Conn.SubscribeSync("lifeboat.event.*.*." + w.Target.Name)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = sub.Unsubscribe() }()
 	for {
-		if _, err = b.js.Publish(ctx, "lifeboat.job."+work+"."+w.Target.Name, nil); err == nil {
+		if _, err = b.JetStream.Publish(ctx, "lifeboat.job."+work+"."+w.Target.Name, nil); err == nil {
 			break
 		}
 		if ctx.Err() != nil || !strings.Contains(err.Error(), "maximum messages per subject") {

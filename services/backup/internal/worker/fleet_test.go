@@ -1,0 +1,471 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/s3test"
+	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
+	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/worker"
+)
+
+// targets replaces the targets by copies of the first one with these names; change may be nil.
+func (f *fleet) targets(names []string, change func(*config.Config)) {
+	next := *f.config.Load()
+	next.Targets = nil
+	for _, name := range names {
+		t := f.config.Load().Targets[0]
+		t.Name = name
+		next.Targets = append(next.Targets, t)
+	}
+	if change != nil {
+		change(&next)
+	}
+	f.config.Store(&next)
+}
+
+// claim is what the claim of a target's snapshots says; empty when there is none.
+func (f *fleet) claim(name string) *lifeboatv1.ClaimState {
+	f.t.Helper()
+	c := &lifeboatv1.ClaimState{}
+	_, _, err := f.events.Last(f.t.Context(), bus.StreamJobs, bus.ClaimSubject(name, config.WorkSnapshot), c)
+	require.NoError(f.t, err)
+	return c
+}
+
+// ends is how many events of a kind each target has.
+func (f *fleet) ends(noun, verb string) map[string]int {
+	f.t.Helper()
+	subjects, err := f.events.Subjects(f.t.Context(), bus.StreamEvents, bus.EventSubject(noun, verb, "*"))
+	require.NoError(f.t, err)
+	n := map[string]int{}
+	for subject, count := range subjects {
+		n[subject[strings.LastIndex(subject, ".")+1:]] = int(count)
+	}
+	return n
+}
+
+// gate is a source that counts how many read it at once, and lets them go on one by one.
+type gate struct {
+	release chan struct{}
+	inside  atomic.Int32
+
+	mu   sync.Mutex
+	most int32
+}
+
+func newGate() *gate { return &gate{release: make(chan struct{})} }
+
+func (g *gate) open(ctx context.Context, name string) (io.Reader, error) {
+	n := g.inside.Add(1)
+	defer g.inside.Add(-1)
+	g.mu.Lock()
+	g.most = max(g.most, n)
+	g.mu.Unlock()
+	select {
+	case <-g.release:
+		return strings.NewReader(export + name), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (g *gate) highest() int32 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.most
+}
+
+func (g *gate) waitFor(t *testing.T, n int32) {
+	t.Helper()
+	require.Eventually(t, func() bool { return g.inside.Load() == n }, 20*time.Second, 5*time.Millisecond, "%d are to run at once", n)
+}
+
+// A job of a zone goes to a worker of that zone; one of no zone to any; one of a zone without a worker waits, and uses up no attempt.
+func TestJobsGoToWorkersOfTheirZone(t *testing.T) {
+	f := newFleet(t)
+	zones := map[string]string{"of-a": "a", "of-b": "b", "of-c": "c", "of-none": ""}
+	f.targets([]string{"of-a", "of-b", "of-c", "of-none"}, func(c *config.Config) {
+		for i := range c.Targets {
+			c.Targets[i].Zone = zones[c.Targets[i].Name]
+		}
+	})
+	only := []config.Work{config.WorkSnapshot}
+	f.hire(hand{name: "worker-a", zone: "a", works: only})
+	f.hire(hand{name: "worker-b", zone: "b", works: only})
+	f.publish(config.WorkSnapshot, "of-c", "")
+	for round := range 5 {
+		for _, name := range []string{"of-a", "of-b", "of-none"} {
+			f.publish(config.WorkSnapshot, name, "")
+		}
+		require.Eventually(t, func() bool {
+			n := f.ends("snapshot", "committed")
+			return n["of-a"] > round && n["of-b"] > round && n["of-none"] > round
+		}, 30*time.Second, 20*time.Millisecond)
+		assert.Equal(t, "worker-a", f.event("snapshot", "committed", "of-a").GetActor())
+		assert.Equal(t, "worker-b", f.event("snapshot", "committed", "of-b").GetActor())
+	}
+	js, err := jetstream.New(f.nc)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { // it was offered again and again
+		cons, err := js.Consumer(t.Context(), bus.StreamJobs, "backup-snapshot")
+		if err != nil {
+			return false
+		}
+		return cons.CachedInfo().Delivered.Consumer >= 15+8
+	}, 30*time.Second, 20*time.Millisecond)
+	assert.Zero(t, f.claim("of-c").GetAttempt())
+	assert.Zero(t, f.ends("snapshot", "started")["of-c"])
+	assert.Zero(t, f.ends("job", "rejected")["of-c"])
+
+	f.hire(hand{name: "worker-c", zone: "c", works: only})
+	e := f.event("snapshot", "committed", "of-c")
+	assert.Equal(t, "worker-c", e.GetActor())
+	assert.Equal(t, "1", e.GetAttributes()["attempt"])
+}
+
+// Of twenty targets one always fails, and one has a job again as soon as the last one ended. Every other has its turn all the same,
+// and the greedy one has one turn to each of theirs.
+func TestEveryTargetHasItsTurn(t *testing.T) {
+	f := newFleet(t)
+	names := make([]string, 20)
+	for i := range names {
+		names[i] = fmt.Sprintf("t-%02d", i)
+	}
+	failing, greedy, others := names[0], names[1], names[2:]
+	f.targets(names, nil)
+	f.sourceOf = func(_ context.Context, name string) (io.Reader, error) {
+		if name == failing {
+			return nil, errors.New("connection refused")
+		}
+		return strings.NewReader(export + name), nil
+	}
+	only := []config.Work{config.WorkSnapshot}
+	f.hire(hand{name: "one", works: only})
+	f.hire(hand{name: "two", works: only})
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for _, name := range []string{failing, greedy} {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				_, err := f.events.Publish(ctx, bus.Outgoing{Subject: bus.JobSubject(config.WorkSnapshot, name), Message: &lifeboatv1.Job{}})
+				if err != nil && !errors.Is(err, bus.ErrBusy) && ctx.Err() == nil {
+					assert.NoError(t, err)
+				}
+			}
+		})
+	}
+	defer func() { stop(); wg.Wait() }()
+	require.Eventually(t, func() bool { return f.ends("snapshot", "committed")[greedy] > 0 }, 20*time.Second, 10*time.Millisecond)
+	for round := range 4 {
+		before := f.ends("snapshot", "committed")[greedy]
+		for _, name := range others {
+			f.publish(config.WorkSnapshot, name, "")
+		}
+		require.Eventually(t, func() bool {
+			n := f.ends("snapshot", "committed")
+			for _, name := range others {
+				if n[name] <= round {
+					return false
+				}
+			}
+			return true
+		}, 60*time.Second, 5*time.Millisecond, "round %d: somebody has no turn", round)
+		turns := f.ends("snapshot", "committed")[greedy] - before
+		t.Logf("round %d: the greedy target had %d turns beside %d others", round, turns, len(others))
+		// They are published one after the other, and it may run between any two; but never twice for one of them.
+		assert.Less(t, turns, len(others))
+	}
+	assert.Positive(t, f.ends("snapshot", "failed")[failing], "it ran all the time too")
+}
+
+// What a worker cannot begin stays in the queue, for one that idles.
+func TestAWorkerHoardsNothing(t *testing.T) {
+	f := newFleet(t)
+	names := []string{"t-0", "t-1", "t-2", "t-3", "t-4", "t-5"}
+	f.targets(names, nil)
+	g := newGate()
+	f.sourceOf = g.open
+	only := []config.Work{config.WorkSnapshot}
+	f.hire(hand{name: "first", works: only, concurrency: 2})
+	for _, name := range names {
+		f.publish(config.WorkSnapshot, name, "")
+	}
+	g.waitFor(t, 2)
+	f.hire(hand{name: "second", works: only, concurrency: 2})
+	g.waitFor(t, 4)
+	workers := map[string]int{}
+	for _, name := range names {
+		workers[f.claim(name).GetWorker()]++
+	}
+	assert.Equal(t, map[string]int{"first": 2, "second": 2, "": 2}, workers)
+	close(g.release)
+	require.Eventually(t, func() bool { return len(f.ends("snapshot", "committed")) == len(names) }, 30*time.Second, 20*time.Millisecond)
+}
+
+// The fleet runs as many as it may, over all workers, and another number after a reload.
+func TestTheFleetsConcurrency(t *testing.T) {
+	f := newFleet(t)
+	names := make([]string, 12)
+	for i := range names {
+		names[i] = fmt.Sprintf("t-%02d", i)
+	}
+	limit := func(n int) {
+		f.targets(names, func(c *config.Config) { c.Workers.FleetConcurrency.Snapshot = n })
+	}
+	limit(2)
+	g := newGate()
+	f.sourceOf = g.open
+	for i := range 3 {
+		f.hire(hand{name: fmt.Sprint("worker-", i), works: []config.Work{config.WorkSnapshot}, concurrency: 4})
+	}
+	for _, name := range names {
+		f.publish(config.WorkSnapshot, name, "")
+	}
+	for range 4 {
+		g.waitFor(t, 2)
+		g.release <- struct{}{}
+	}
+	assert.Equal(t, int32(2), g.highest(), "never more than two at once")
+	g.waitFor(t, 2)
+	limit(4)
+	g.waitFor(t, 4)
+	limit(0)
+	g.waitFor(t, 8)
+	close(g.release)
+	require.Eventually(t, func() bool { return len(f.ends("snapshot", "committed")) == len(names) }, 60*time.Second, 20*time.Millisecond)
+}
+
+// What waits for its turn when the service begins to stop is handed back at once; what has begun goes on.
+func TestWhatHasNotBegunIsHandedBackAtOnce(t *testing.T) {
+	f := newFleet(t)
+	names := []string{"t-0", "t-1"}
+	f.targets(names, func(c *config.Config) { c.Workers.FleetConcurrency.Snapshot = 1 })
+	g := newGate()
+	f.sourceOf = g.open
+	var w *worker.Worker
+	fire := f.hire(hand{name: "worker", works: []config.Work{config.WorkSnapshot}, concurrency: 2, worker: &w})
+	for _, name := range names {
+		f.publish(config.WorkSnapshot, name, "")
+	}
+	g.waitFor(t, 1)
+	require.Eventually(t, func() bool { return w.Running() == 2 }, 20*time.Second, 10*time.Millisecond)
+	assert.Equal(t, 2, w.Drain())
+	require.Eventually(t, func() bool { return w.Drained().HandedBack > 0 }, 20*time.Second, 10*time.Millisecond)
+	var waited string
+	for _, name := range names {
+		if f.claim(name).GetAttempt() == 0 {
+			waited = name
+		}
+	}
+	e := f.event("job", "handed-back", waited)
+	assert.Equal(t, "worker", e.GetAttributes()["worker"])
+	assert.Equal(t, "0", e.GetAttributes()["attempt"])
+	assert.Equal(t, int32(1), g.inside.Load(), "the other one goes on")
+	g.release <- struct{}{}
+	require.Eventually(t, func() bool { return w.Drained().Finished == 1 }, 20*time.Second, 10*time.Millisecond)
+	fire()
+	f.hire(hand{name: "next", works: []config.Work{config.WorkSnapshot}})
+	g.waitFor(t, 1)
+	close(g.release)
+	assert.Equal(t, "next", f.event("snapshot", "committed", waited).GetActor())
+}
+
+// Whoever cancels a job that runs ends its work within seconds; that is told when it has ended, and is no failure.
+func TestACancelledJobEnds(t *testing.T) {
+	f := newFleet(t)
+	g := newGate()
+	f.sourceOf = g.open
+	f.work()
+	f.publish(config.WorkSnapshot, target, `{"tick":"2026-11-21T04:00:00Z"}`)
+	g.waitFor(t, 1)
+	id, was, err := f.events.CancelJob(t.Context(), config.WorkSnapshot, target, "", "a test")
+	require.NoError(t, err)
+	assert.Equal(t, "worker", was.GetWorker())
+	e := f.event("job", "stopped", target)
+	assert.Equal(t, id, e.GetJobId())
+	assert.Equal(t, "snapshot", e.GetAttributes()["work"])
+	assert.Equal(t, "1", e.GetAttributes()["attempt"])
+	assert.Equal(t, "2026-11-21T04:00:00Z", e.GetAttributes()["tick"])
+	assert.Zero(t, g.inside.Load())
+	close(g.release)
+	f.snapshot() // there is room for the next one
+	assert.Zero(t, f.count("snapshot", "failed"))
+	assert.Zero(t, f.count("snapshot", "interrupted"))
+	require.Len(t, f.snapshots(), 1)
+}
+
+// A worker that has not read the new configuration yet must not reject the first job of a new target.
+func TestTheFirstJobOfANewTargetWaitsForTheConfiguration(t *testing.T) {
+	f := newFleet(t)
+	f.hire(hand{name: "worker", works: []config.Work{config.WorkSnapshot}, patience: time.Minute})
+	f.publish(config.WorkSnapshot, "new", "")
+	js, err := jetstream.New(f.nc)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		cons, err := js.Consumer(t.Context(), bus.StreamJobs, "backup-snapshot")
+		return err == nil && cons.CachedInfo().Delivered.Consumer > 2
+	}, 20*time.Second, 20*time.Millisecond)
+	f.targets([]string{"new"}, nil)
+	assert.Equal(t, "1", f.event("snapshot", "committed", "new").GetAttributes()["attempt"])
+	assert.Empty(t, f.ends("job", "rejected"))
+}
+
+// Events of a job say for which tick it was, and which attempt; what died says who asked for it.
+func TestEventsSayAttemptAndTick(t *testing.T) {
+	f := newFleet(t)
+	f.work()
+	const job = `{"tick":"2026-11-21T04:00:00Z","requestedBy":"scheduler"}`
+	said := map[string]string{"attempt": "1", "tick": "2026-11-21T04:00:00Z"}
+	for _, work := range config.Works() {
+		f.publish(work, target, job)
+		f.event(string(work), map[config.Work]string{config.WorkSnapshot: "committed"}[work]+map[bool]string{true: "passed"}[work != config.WorkSnapshot], target)
+	}
+	for _, kind := range []string{
+		"snapshot.started", "snapshot.committed", "verify.started", "verify.passed", "drill.started", "drill.passed", "prune.started", "prune.passed",
+	} {
+		noun, verb, _ := strings.Cut(kind, ".")
+		e := f.event(noun, verb, target)
+		assert.Subset(t, e.GetAttributes(), said, kind)
+		assert.Equal(t, "scheduler", e.GetRequestedBy(), kind)
+	}
+	report := f.snapshots()[0].Drills[0]
+	assert.Equal(t, "2026-11-21T04:00:00Z", report.GetTick().AsTime().Format(time.RFC3339))
+
+	f.sourceOf = func(context.Context, string) (io.Reader, error) { return nil, errors.New("connection refused") }
+	f.publish(config.WorkSnapshot, target, job)
+	e := f.event("snapshot", "failed", target)
+	assert.Equal(t, "scheduler", e.GetRequestedBy())
+	assert.Subset(t, e.GetAttributes(), map[string]string{"attempt": "3", "attempts": "3", "tick": "2026-11-21T04:00:00Z"})
+}
+
+// A drill worker that was given up for dead writes no report: its successor's is the one that counts.
+func TestADrillThatLostItsClaimWritesNoReport(t *testing.T) {
+	f := newFleet(t)
+	proxy := f.behind(s3test.NewProxy(t, f.s3))
+	f.work()
+	m := f.snapshot()
+	f.stop()
+	message := &bus.Message{Subject: bus.JobSubject(config.WorkDrill, target), Seq: 77, Stored: time.Now(), Delivery: 1}
+	successor := *message
+	var once sync.Once
+	proxy.Handle(func(r *http.Request) s3test.Fault {
+		if s3test.Key(r) == m.GetData().GetKey() {
+			once.Do(func() {
+				if _, err := f.events.Claim(t.Context(), config.WorkDrill, target, &successor); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		return s3test.Pass()
+	})
+	w := worker.New(worker.Options{
+		Config: f.config.Load, Objects: f.objects, Catalog: f.catalog, Bus: f.connect("given up"), ScratchDir: t.TempDir(),
+		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Registerer: prometheus.NewRegistry(), Clock: time.Now,
+		Drill: worker.DrillOptions{ConsulBinary: f.consul},
+	})
+	require.ErrorIs(t, w.Handler(config.WorkDrill)(t.Context(), message), bus.ErrClaimLost)
+	assert.Equal(t, int64(2), successor.Attempt)
+	assert.Empty(t, f.snapshots()[0].Drills)
+	assert.Zero(t, f.count("drill", "passed"))
+}
+
+// Every kind of work is handed back when the service stops, and is the same attempt at the next worker.
+func TestEveryKindOfWorkIsHandedBack(t *testing.T) {
+	for work, op := range map[config.Work]string{
+		config.WorkSnapshot: "HeadObject", config.WorkVerify: "GetObject", config.WorkDrill: "GetObject", config.WorkPrune: "ListObjectVersions",
+	} {
+		t.Run(string(work), func(t *testing.T) {
+			f := newFleet(t)
+			f.target(func(c *config.Target) { c.Retention.Last = 1 })
+			f.work()
+			f.snapshot()
+			f.stop()
+			proxy := f.behind(s3test.NewProxy(t, f.s3))
+			proxy.Handle(func(r *http.Request) s3test.Fault {
+				if s3test.Op(r) == op && !strings.HasSuffix(s3test.Key(r), ".json") {
+					return s3test.Hang()
+				}
+				return s3test.Pass()
+			})
+			before := f.count("snapshot", "committed")
+			fire := f.hire(hand{name: "stopped", works: []config.Work{work}})
+			f.publish(work, target, "")
+			require.Eventually(t, func() bool { return proxy.Hanging() > 0 }, 20*time.Second, 10*time.Millisecond)
+			fire()
+			e := f.event("job", "handed-back", target)
+			assert.Subset(t, e.GetAttributes(), map[string]string{"work": string(work), "worker": "stopped", "attempt": "1"})
+			c := &lifeboatv1.ClaimState{}
+			_, _, err := f.events.Last(t.Context(), bus.StreamJobs, bus.ClaimSubject(target, work), c)
+			require.NoError(t, err)
+			assert.Equal(t, lifeboatv1.ClaimState_PHASE_HANDED_BACK, c.GetPhase())
+
+			proxy.Handle(nil)
+			f.hire(hand{name: "next", works: []config.Work{work}})
+			verb := "passed"
+			if work == config.WorkSnapshot {
+				verb = "committed"
+				require.Eventually(t, func() bool { return f.count("snapshot", "committed") > before }, 20*time.Second, 20*time.Millisecond)
+			}
+			e = f.event(string(work), verb, target)
+			assert.Equal(t, "next", e.GetActor())
+			assert.Equal(t, "1", e.GetAttributes()["attempt"])
+			assert.Zero(t, f.count(string(work), "failed"))
+			assert.Zero(t, f.count(string(work), "interrupted"))
+		})
+	}
+}
+
+// A job whose worker died in each of its attempts is a dead letter; but not when the last one died after its snapshot was committed.
+func TestAJobThatKilledItsWorkersEnds(t *testing.T) {
+	for _, committed := range []bool{false, true} {
+		t.Run(fmt.Sprint("committed ", committed), func(t *testing.T) {
+			f := newFleet(t)
+			f.publish(config.WorkSnapshot, target, "")
+			seq, stored, err := f.events.Last(t.Context(), bus.StreamJobs, bus.JobSubject(config.WorkSnapshot, target), &lifeboatv1.Job{})
+			require.NoError(t, err)
+			m := &bus.Message{Subject: bus.JobSubject(config.WorkSnapshot, target), Seq: seq, Stored: stored}
+			for range 3 {
+				_, err = f.events.Claim(t.Context(), config.WorkSnapshot, target, m)
+				require.NoError(t, err)
+			}
+			if committed {
+				f.sources = nil
+				require.NoError(t, f.catalog.Commit(t.Context(), &lifeboatv1.Manifest{
+					Format: catalog.Format, Id: m.ID(), Target: target, Data: &lifeboatv1.Data{Key: "there"},
+				}))
+			}
+			f.work()
+			if committed {
+				assert.Equal(t, m.ID(), f.event("snapshot", "committed", target).GetSnapshotId())
+				assert.Zero(t, f.count("snapshot", "failed"))
+			} else {
+				e := f.event("snapshot", "failed", target)
+				assert.Equal(t, "3", e.GetAttributes()["attempts"])
+				assert.Equal(t, int64(3), f.deadLetter("lifeboat.dead.job.snapshot."+target).GetAttempts())
+				assert.Zero(t, f.count("snapshot", "started"))
+			}
+			require.Eventually(t, func() bool {
+				left, _, err := f.events.Last(t.Context(), bus.StreamJobs, m.Subject, &lifeboatv1.Job{})
+				return err == nil && left == 0
+			}, 20*time.Second, 20*time.Millisecond)
+		})
+	}
+}

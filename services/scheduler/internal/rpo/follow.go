@@ -1,0 +1,115 @@
+package rpo
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+)
+
+// follow hears the audit log until the context ends. A user that may not read it is an error that only an operator can mend,
+// and no reason to stop the process, which emits the ticks as well.
+func (w *Watch) follow(ctx context.Context) error {
+	for ctx.Err() == nil {
+		err := w.Bus.Follow(ctx, bus.Follower{
+			Stream: bus.StreamEvents,
+			Filters: []string{
+				bus.EventSubject("snapshot", "committed", "*"), bus.EventSubject("rpo", "*", "*"), bus.EventSubject("target", "added", "*"),
+			},
+			Message: func(_ context.Context, m *bus.Message) { w.hear(m) }, Reset: w.reset, CaughtUp: w.begin,
+		})
+		if err == nil {
+			return nil
+		}
+		w.Logger.ErrorContext(ctx, "nobody watches how old the newest snapshots are: cannot follow the audit log, trying again",
+			slog.Any("err", err))
+		w.reset() // it may be another stream by then
+		wait(ctx, maxSleep)
+	}
+	return nil
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// begin is called when all that the audit log holds has been heard.
+func (w *Watch) begin() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.caughtUp {
+		return
+	}
+	w.caughtUp = true
+	w.load(w.now())
+	w.planAll(w.now())
+	w.wake = 0
+	signal(w.kick)
+	w.wakeAsker()
+}
+
+// reset forgets what a stream said that is no more. Snapshots are in the bucket, so they stay known, but there may be newer ones.
+func (w *Watch) reset() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.book.records {
+		r.added, r.exceeded, r.met, r.sure = 0, 0, 0, false
+	}
+	w.planAll(w.now() + int64(settle))
+	w.wake = 0
+	signal(w.kick)
+	w.wakeAsker()
+}
+
+// hear takes in one event.
+func (w *Watch) hear(m *bus.Message) {
+	parts := strings.Split(m.Subject, ".") // lifeboat.event.<noun>.<verb>.<target>
+	if len(parts) != 5 {
+		return
+	}
+	about, target := parts[2]+"."+parts[3], parts[4]
+	var began int64
+	if about == "snapshot.committed" {
+		began = beganAt(m)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.book.record(target)
+	var contradict time.Duration
+	switch about {
+	case "snapshot.committed":
+		r.good, r.sure = max(r.good, began), true
+	case "target.added":
+		r.added = m.Stored.UnixNano()
+	case "rpo.exceeded":
+		r.exceeded, contradict = max(r.exceeded, m.Seq), r.patience()
+	case "rpo.met":
+		r.met, contradict = max(r.met, m.Seq), r.patience()
+	default:
+		return
+	}
+	w.schedule(r, contradict)
+}
+
+// beganAt is the moment that a snapshot's data is of, in Unix nanoseconds; when the event does not say, when it was stored. A
+// worker whose clock is ahead cannot make a snapshot younger than its event.
+func beganAt(m *bus.Message) int64 {
+	// There may be 100,000 of them at a start: the rest of the event is not decoded.
+	var e struct {
+		Manifest struct {
+			StartedAt time.Time `json:"startedAt"`
+		} `json:"manifest"`
+	}
+	if err := json.Unmarshal(m.Data, &e); err != nil || e.Manifest.StartedAt.IsZero() || e.Manifest.StartedAt.After(m.Stored) {
+		return m.Stored.UnixNano()
+	}
+	return e.Manifest.StartedAt.UnixNano()
+}
