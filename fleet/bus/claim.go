@@ -56,11 +56,12 @@ var (
 //
 // What survives a crash. Of the holder, in any phase: the next delivery takes the claim, after at most the window, and counts an
 // attempt more, so that a job that kills its worker becomes a dead letter in the end. Of CancelJob after it wrote "cancelled" and
-// before it deleted the message: the next delivery of the message ends it. Of NATS's data: the claim is gone with the jobs, the
+// before it deleted the message, or of a holder that was cancelled: the next delivery of the message ends it. Of NATS's data: the claim is gone with the jobs, the
 // holder's next write fails, and its job with it. Storage has its own fence beneath this one: data is replaced only if it is still
 // what the delivery saw when it began.
 //
-// A holder that was cancelled works on until it notices, by Hold or at its commit. Another job of the target may begin in that time.
+// A holder that was cancelled works on until it notices, by Hold or at its commit. Its message stays until then, and with it the next job
+// of the target away.
 type Claim struct {
 	bus     *Bus
 	subject string

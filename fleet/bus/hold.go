@@ -48,8 +48,9 @@ func (c *Claim) look(ctx context.Context) error {
 }
 
 // CancelJob ends the job of a target that waits or runs: it writes the claim as cancelled, so that every delivery of the job ends
-// itself, and then deletes the message, which makes room for the next one. by says who wants it. When id is not empty, another
-// job than that one is left alone, as if it was not there.
+// itself. The message of a job that waits is deleted. That of a running one stays until its holder has let go, or the delivery after a
+// dead holder's, so that the next job of the target does not begin beside it; who cancels it once more deletes it all the same. by
+// says who wants it. When id is not empty, another job than that one is left alone, as if it was not there.
 //
 // It returns the job's id and the claim that it replaced, whose worker is the one that has to notice; that is nil when no delivery of
 // the job has begun. ErrNoMessage: no job is there. ErrCommitting: too late.
@@ -68,6 +69,9 @@ func (b *Bus) CancelJob(
 	id = there
 	if was, err = b.cancelClaim(ctx, ClaimSubject(target, w), id, by); err != nil {
 		return id, was, fmt.Errorf("cancelling job %s: %w", id, err)
+	}
+	if was.GetPhase() == lifeboatv1.ClaimState_PHASE_RUNNING || was.GetPhase() == lifeboatv1.ClaimState_PHASE_COMMITTING {
+		return id, was, nil
 	}
 	if err = b.Delete(ctx, StreamJobs, seq); err != nil {
 		return id, was, fmt.Errorf("cancelling job %s: %w", id, err)
