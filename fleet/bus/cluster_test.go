@@ -2,6 +2,7 @@ package bus_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"syscall"
 	"testing"
@@ -60,6 +61,26 @@ func TestAClaimIsNotLostToAReplicaThatLagsBehind(t *testing.T) {
 }
 
 // Each server of a cluster is killed and comes back, while more want a slot than there are: never more have one.
+// While a cluster stores a message it refuses another one with the same id, of which it is not known whether it will be needed.
+func TestReplicasThatSayTheSameAtOnceSayItOnce(t *testing.T) {
+	_, all := cluster(t)
+	for i := range 100 {
+		var wg sync.WaitGroup
+		for _, b := range all {
+			for range 3 {
+				wg.Go(func() {
+					assert.NoError(t, b.Emit(t.Context(), &lifeboatv1.Event{Id: fmt.Sprint("same-", i), Noun: "tick", Verb: "missed", Target: "etcd-prod"}))
+				})
+			}
+		}
+		wg.Wait()
+	}
+	n := 0
+	require.NoError(t, all[0].History(t.Context(), bus.StreamEvents, []string{bus.EventSubject("tick", "missed", "*")}, time.Time{},
+		func(*bus.Message) error { n++; return nil }))
+	assert.Equal(t, 100, n)
+}
+
 func TestSlotsOutliveServers(t *testing.T) {
 	t.Parallel()
 	servers, all := cluster(t)

@@ -60,12 +60,16 @@ func (b *Bus) Publish(ctx context.Context, o Outgoing) (seq uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	err = b.guarded(ctx, func(ctx context.Context) error {
-		ack, refused := b.js.PublishMsg(ctx, m)
-		if refused != nil {
-			return classify(refused)
+		for {
+			ack, refused := b.js.PublishMsg(ctx, m)
+			switch {
+			case refused == nil:
+				seq = ack.Sequence
+				return nil
+			case !beingStored(refused) || !wait(ctx, sameIDPause):
+				return classify(refused)
+			}
 		}
-		seq = ack.Sequence
-		return nil
 	}, o.Subject)
 	if err != nil {
 		return 0, fmt.Errorf("publishing to %s: %w", o.Subject, err)
@@ -106,6 +110,12 @@ func (b *Bus) publishAll(ctx context.Context, all []Outgoing) error {
 		select {
 		case <-ack.Ok():
 		case err := <-ack.Err():
+			if beingStored(err) {
+				if _, err = b.Publish(ctx, all[i]); err != nil {
+					return err
+				}
+				continue
+			}
 			return fmt.Errorf("publishing to %s: %w", all[i].Subject, classify(err))
 		case <-ctx.Done():
 			return fmt.Errorf("publishing to %s: %w", all[i].Subject, ctx.Err())
@@ -205,7 +215,18 @@ const (
 	codeWrongSeqConstant  = 10164
 	codeSequenceNotFound  = 10043
 	codeMsgDeleteFailed   = 10057
+	codeSameIDInProcess   = 10158
 )
+
+// sameIDPause is about as long as it takes to store a message.
+const sameIDPause = 50 * time.Millisecond
+
+// beingStored says whether the server is just storing another message with the same id: replicas that see the same thing say it at
+// the same time. Whether that one will be stored is not known yet.
+func beingStored(err error) bool {
+	var refused *jetstream.APIError
+	return errors.As(err, &refused) && refused.ErrorCode == codeSameIDInProcess
+}
 
 // classify turns the server's refusals into our sentinels and keeps the server's words.
 func classify(err error) error {
