@@ -97,10 +97,11 @@ func WriteJSON(out io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// Printable drops what could move a terminal's cursor: much of what is shown was written by other servers and people.
+// Printable drops what could move a terminal's cursor or turn the direction of what stands behind it: much of what is shown was
+// written by other servers and people.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+		if (unicode.IsControl(r) && r != '\n' && r != '\t') || unicode.Is(unicode.Bidi_Control, r) {
 			return -1
 		}
 		return r

@@ -224,6 +224,7 @@ func (l *ledger) deadLetter(d *lifeboatv1.DeadLetter) {
 
 // close balances the account when everything has been read. end is the real time when the schedulers were stopped.
 func (l *ledger) close(end time.Time) {
+	l.counts["dead letters"] += 0 // none is a count too
 	l.closeJobs()
 	emitted := l.emitted()
 	for _, s := range l.schedules {

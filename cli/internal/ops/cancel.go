@@ -91,7 +91,7 @@ type cancelled struct {
 
 // which finds the job that is meant by its id, or by its work and target.
 func (c *cancellation) which(ctx context.Context, args []string) (work config.Work, target string, err error) {
-	if len(args) == 2 {
+	if len(args) > 1 {
 		work, target = config.Work(args[0]), args[1]
 		if !slices.Contains(config.Works(), work) {
 			return "", "", console.Usagef("%q is not one of %v", args[0], config.Works())
@@ -113,7 +113,7 @@ func (c *cancellation) which(ctx context.Context, args []string) (work config.Wo
 		return nil
 	})
 	if err != nil {
-		return "", "", fmt.Errorf("looking for job %s: %w", c.expect, err)
+		return "", "", fmt.Errorf("looking for job %s: %w", c.expect, explain(err))
 	}
 	if work == "" {
 		return "", "", fmt.Errorf("no job %s waits or runs; see which do: lifeboat jobs list -c %s", c.expect, c.file)
@@ -123,15 +123,8 @@ func (c *cancellation) which(ctx context.Context, args []string) (work config.Wo
 
 func (c *cancellation) run(ctx context.Context, work config.Work, target string) (cancelled, error) {
 	done := cancelled{Work: work, Target: target, By: c.by, Reason: c.reason}
-	id, was, err := c.bus.CancelJob(ctx, work, target, "", c.by)
-	switch {
-	case errors.Is(err, bus.ErrNoMessage) && id == "":
-		return done, fmt.Errorf("no %s of %s waits or runs; see which jobs do: lifeboat jobs list -c %s", work, target, c.file)
-	case errors.Is(err, bus.ErrNoMessage):
-		return done, fmt.Errorf("job %s ended by itself meanwhile; see how: lifeboat why %s --work %s --job %s -c %s", id, target, work, id, c.file)
-	case errors.Is(err, bus.ErrCommitting):
-		return done, fmt.Errorf("%w; it was left alone. See how it ends: lifeboat why %s --work %s -c %s", err, target, work, c.file)
-	case err != nil:
+	id, was, err := c.end(ctx, work, target)
+	if err != nil {
 		return done, err
 	}
 	done.JobID = id
@@ -160,6 +153,55 @@ func (c *cancellation) run(ctx context.Context, work config.Work, target string)
 		return done, fmt.Errorf("job %s is cancelled, and that could not be recorded: %w", id, err)
 	}
 	return done, nil
+}
+
+// end cancels the job that is meant.
+func (c *cancellation) end(ctx context.Context, work config.Work, target string) (id string, was *lifeboatv1.ClaimState, err error) {
+	id, was, err = c.bus.CancelJob(ctx, work, target, c.expect, c.by)
+	return id, was, c.judge(ctx, work, target, id, was, err)
+}
+
+// judge says what became of a job that was to be cancelled. One that is gone by the time its message is to be removed was removed by its
+// worker: because that found the claim cancelled, or because the job had ended just before, which the audit log tells.
+func (c *cancellation) judge(
+	ctx context.Context, work config.Work, target, id string, was *lifeboatv1.ClaimState, err error,
+) error {
+	gone := errors.Is(err, bus.ErrNoMessage)
+	itself := func(id string) error {
+		return fmt.Errorf("job %s ended by itself meanwhile; see how: lifeboat why %s --work %s --job %s -c %s", id, target, work, id, c.file)
+	}
+	switch {
+	case gone && id == "" && c.expect != "":
+		return itself(c.expect)
+	case gone && id == "":
+		return fmt.Errorf("no %s of %s waits or runs; see which jobs do: lifeboat jobs list -c %s", work, target, c.file)
+	case errors.Is(err, bus.ErrCommitting):
+		return fmt.Errorf("%w; it was left alone. See how it ends: lifeboat why %s --work %s -c %s", err, target, work, c.file)
+	case err != nil && !gone:
+		return explain(err)
+	case gone && was.GetPhase() == lifeboatv1.ClaimState_PHASE_CANCELLED:
+		return fmt.Errorf("job %s was cancelled already, by %s", id, clean(was.GetCancelledBy()))
+	case was != nil && c.ended(ctx, id, work, target, gone):
+		return itself(id)
+	}
+	return nil
+}
+
+// ended says whether the audit log tells that a job did what it was asked for; of one that is gone, also that it failed. A log that
+// cannot be read tells nothing: the claim is cancelled, and that is what counts.
+func (c *cancellation) ended(ctx context.Context, id string, work config.Work, target string, gone bool) bool {
+	verbs := goodEnds()
+	if gone {
+		verbs = append(verbs, "failed", "escrow-failed")
+	}
+	for _, verb := range verbs {
+		e := &lifeboatv1.Event{}
+		_, _, err := c.bus.Last(ctx, bus.StreamEvents, bus.EventSubject(string(work), verb, target), e)
+		if err == nil && e.GetJobId() == id && ends(e) {
+			return true
+		}
+	}
+	return false
 }
 
 // await returns when the worker has told that it has let go of the job.

@@ -10,11 +10,13 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -42,8 +44,8 @@ type letter struct {
 const subjectWebhook = "webhook"
 
 // letters are the dead letters whose original subject matches a filter and that were made at since or later, newest last. Without
-// payloads they need no memory to speak of.
-func (f *fleet) letters(ctx context.Context, filter string, since time.Time, payloads bool) ([]*letter, error) {
+// payloads they need no memory to speak of; payloads says whose to keep.
+func (f *fleet) letters(ctx context.Context, filter string, since time.Time, payloads func(*lifeboatv1.DeadLetter) bool) ([]*letter, error) {
 	var all []*letter
 	byID := map[string]*letter{}
 	err := f.bus.Scan(ctx, bus.StreamDead, "lifeboat.dead."+strings.TrimPrefix(strings.TrimPrefix(filter, "lifeboat."), "dead."),
@@ -53,10 +55,16 @@ func (f *fleet) letters(ctx context.Context, filter string, since time.Time, pay
 				d.Id, d.Subject = "undecodable-"+m.ID(), m.Subject
 				d.Reason, d.Payload = "this letter cannot be decoded: "+err.Error(), m.Data
 			}
+			if d.GetId() == "" {
+				d.Id = "unnamed-" + m.ID() // two without a name are not one
+			}
+			if d.GetTime() == nil { // somebody else made it
+				d.Time = timestamppb.New(m.Stored)
+			}
 			if d.GetTime().AsTime().Before(since) {
 				return nil
 			}
-			if !payloads {
+			if !payloads(d) {
 				d.Payload = nil
 			}
 			if twice := byID[d.GetId()]; twice != nil {
@@ -68,15 +76,29 @@ func (f *fleet) letters(ctx context.Context, filter string, since time.Time, pay
 			return nil
 		})
 	if err != nil {
-		return nil, fmt.Errorf("listing the dead letters: %w", err)
+		return nil, fmt.Errorf("listing the dead letters: %w", explain(err))
 	}
 	slices.SortStableFunc(all, func(a, b *letter) int { return a.GetTime().AsTime().Compare(b.GetTime().AsTime()) })
 	return all, nil
 }
 
+func noPayloads(*lifeboatv1.DeadLetter) bool { return false }
+
+// validFilter says whether a subject, or what matches several, can be asked for.
+func validFilter(s string) bool {
+	tokens := strings.Split(s, ".")
+	for i, t := range tokens {
+		if t == "" || strings.ContainsFunc(t, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) ||
+			(strings.Contains(t, ">") && (t != ">" || i < len(tokens)-1)) || (strings.Contains(t, "*") && t != "*") {
+			return false
+		}
+	}
+	return true
+}
+
 // find is the letter with an id.
 func (f *fleet) find(ctx context.Context, id string) (*letter, error) {
-	all, err := f.letters(ctx, ">", time.Time{}, true)
+	all, err := f.letters(ctx, ">", time.Time{}, func(d *lifeboatv1.DeadLetter) bool { return d.GetId() == id })
 	if err != nil {
 		return nil, err
 	}
@@ -100,12 +122,15 @@ func deadListCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if !validFilter(subject) {
+				return console.Usagef("--subject: %q is no subject; name one such as lifeboat.job.snapshot.etcd-prod or 'lifeboat.job.>'", clean(subject))
+			}
 			fl, err := f.open(cmd.Context())
 			if err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, fl.close()) }()
-			all, err := fl.letters(cmd.Context(), subject, from, f.output == console.OutputJSON)
+			all, err := fl.letters(cmd.Context(), subject, from, func(*lifeboatv1.DeadLetter) bool { return f.output == console.OutputJSON })
 			if err != nil {
 				return err
 			}
@@ -272,7 +297,7 @@ func completeLetters(file *string, most int) cobra.CompletionFunc {
 			return nil, directive
 		}
 		defer func() { _ = fl.close() }() // a shell has no place for errors
-		all, err := fl.letters(ctx, ">", time.Time{}, false)
+		all, err := fl.letters(ctx, ">", time.Time{}, noPayloads)
 		if err != nil {
 			return nil, directive
 		}

@@ -59,6 +59,45 @@ func TestDeadLettersAreListedAndShown(t *testing.T) {
 	assert.Contains(t, errs, `no dead letter is named "nothing"; see which there are: lifeboat dead list`)
 	_, _, code = l.lifeboat("dead", "list", "--since", "yesterday")
 	assert.Equal(t, 2, code)
+	for _, odd := range []string{"", "a b", "lifeboat.>.x", "lifeboat..job", "job.", "jo*"} {
+		_, errs, code = l.lifeboat("dead", "list", "--subject", odd)
+		assert.Equal(t, 2, code, odd)
+		assert.Contains(t, errs, "is no subject")
+	}
+}
+
+// A letter that somebody else put there, which nobody here can read: it has the age of its message, and is not the end of the list.
+func TestALetterThatCannotBeRead(t *testing.T) {
+	l := newLab(t)
+	_, err := l.bus.PublishRaw(t.Context(), "lifeboat.dead.job.snapshot.etcd-prod", []byte("{\x1b[2J"), nil, "")
+	require.NoError(t, err)
+	_, err = l.bus.PublishRaw(t.Context(), "lifeboat.dead.job.snapshot.etcd-prod", []byte(`{"id": "bare", "subject": "lifeboat.job.snapshot.etcd-prod"}`), nil, "")
+	require.NoError(t, err)
+	out := l.ok("dead", "list", "--since", "1h")
+	assert.Regexp(t, `(?m)^undecodable-\S+ +\d+s +lifeboat.dead.job.snapshot.etcd-prod +0 +this letter cannot be decoded: `, out)
+	assert.Regexp(t, `(?m)^bare +\d+s +lifeboat.job.snapshot.etcd-prod`, out)
+	assert.NotContains(t, out, "\x1b")
+	_, errs, code := l.lifeboat("dead", "replay", deadIDs(l)[0], "--yes")
+	assert.Equal(t, 1, code)
+	assert.Contains(t, errs, "nobody takes messages of its subject")
+
+	// Two without an id are two: sending one again does not take the other away.
+	for _, target := range []string{"a", "b"} {
+		_, err = l.bus.PublishRaw(t.Context(), "lifeboat.dead.job.snapshot."+target, []byte(`{"subject": "lifeboat.job.snapshot.`+target+`"}`), nil, "")
+		require.NoError(t, err)
+	}
+	ids := deadIDs(l)
+	require.Len(t, ids, 4)
+	assert.Contains(t, l.ok("dead", "replay", ids[2], "--yes"), "lifeboat.job.snapshot.a")
+	assert.Equal(t, []string{ids[0], ids[1], ids[3]}, deadIDs(l))
+}
+
+func TestTheHintForAWebhookNamesAnAddressThatCanBeAsked(t *testing.T) {
+	for listen, want := range map[string]string{
+		":9095": "127.0.0.1:9095", "0.0.0.0:9095": "127.0.0.1:9095", "[::]:9095": "127.0.0.1:9095", "10.1.2.3:9095": "10.1.2.3:9095", "notifier:1": "notifier:1",
+	} {
+		assert.Equal(t, want, reachable(listen), listen)
+	}
 }
 
 func TestReplayRefusesWhatCannotBeSent(t *testing.T) {

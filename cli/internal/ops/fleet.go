@@ -196,7 +196,7 @@ func (v *fleetView) lines(out io.Writer) []string {
 		if p.Until != nil {
 			text += ", until " + p.Until.UTC().Format(time.RFC3339)
 		}
-		all = append(all, text+behind(": ", p.Reason))
+		all = append(all, clean(text+behind(": ", p.Reason)))
 	}
 	zones := map[string]map[string]int{}
 	count := map[string]int{}

@@ -127,7 +127,7 @@ func (f *fleet) jobs(ctx context.Context, targets []string) ([]openJob, error) {
 			return nil
 		})
 		if err != nil {
-			return nil, fmt.Errorf("listing the jobs: %w", err)
+			return nil, fmt.Errorf("listing the jobs: %w", explain(err))
 		}
 	}
 	if len(all) == 0 {
@@ -242,7 +242,7 @@ func printJobs(out io.Writer, output string, all []openJob, now time.Time) error
 		if j.State == stateNoWorker {
 			state = console.Red(out, state)
 		}
-		t.Row(j.ID, string(j.Work), j.Target, state, console.Duration(now.Sub(j.StoredAt)), tick, j.RequestedBy)
+		t.Row(j.ID, clean(string(j.Work)), clean(j.Target), state, console.Duration(now.Sub(j.StoredAt)), tick, j.RequestedBy)
 	}
 	return t.Flush("no job waits or runs; ask for one with: lifeboat snapshot run TARGET; what has ended tells: lifeboat why TARGET")
 }

@@ -1,6 +1,9 @@
 package ops
 
 import (
+	"bytes"
+	"fmt"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -166,4 +169,92 @@ func deadIDs(l *lab) []string {
 		ids = append(ids, d.ID)
 	}
 	return ids
+}
+
+// A job is named by its id, ends, and the next one of its target takes its place before the command cancels: that one is left alone.
+func TestCancelByIDLeavesTheNextJobAlone(t *testing.T) {
+	l := newLab(t)
+	first := l.publish(config.WorkSnapshot, etcdTarget, &lifeboatv1.Job{})
+	f := flags{config: filepath.Join(l.dir, "lifeboat.yaml"), output: "table"}
+	fl, err := f.open(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, fl.close()) })
+	c := &cancellation{fleet: fl, by: "test"}
+	work, target, err := c.which(t.Context(), []string{first})
+	require.NoError(t, err)
+	l.ok("jobs", "cancel", first)
+	second := l.publish(config.WorkSnapshot, etcdTarget, &lifeboatv1.Job{})
+	_, err = c.run(t.Context(), work, target)
+	require.ErrorContains(t, err, "job "+first+" ended by itself meanwhile")
+	var all []openJob
+	l.json(&all, "jobs", "list")
+	require.Len(t, all, 1)
+	assert.Equal(t, second, all[0].ID)
+	assert.Equal(t, stateNoWorker, all[0].State)
+}
+
+// A worker that has committed and not yet acknowledged: the job did what it was asked for, and nobody is told otherwise.
+func TestCancelOfAJobThatHasCommittedSaysSo(t *testing.T) {
+	l := newLab(t)
+	id := l.publish(config.WorkSnapshot, etcdTarget, &lifeboatv1.Job{})
+	_, err := l.bus.PutState(t.Context(), bus.State{Outgoing: bus.Outgoing{
+		Subject: bus.ClaimSubject(etcdTarget, config.WorkSnapshot),
+		Message: &lifeboatv1.ClaimState{JobId: id, Attempt: 1, Worker: "w1", Phase: lifeboatv1.ClaimState_PHASE_RELEASED},
+	}})
+	require.NoError(t, err)
+	require.NoError(t, l.bus.Emit(t.Context(), &lifeboatv1.Event{Noun: "snapshot", Verb: "committed", Target: etcdTarget, JobId: id}))
+	_, errs, code := l.lifeboat("jobs", "cancel", id)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, errs, "job "+id+" ended by itself meanwhile")
+	seq, _, err := l.bus.Last(t.Context(), bus.StreamEvents, bus.EventSubject("job", "cancelled", etcdTarget), &lifeboatv1.Event{})
+	require.NoError(t, err)
+	assert.Zero(t, seq)
+
+	// One that was between two attempts is cancelled.
+	id = l.publish(config.WorkDrill, etcdTarget, &lifeboatv1.Job{})
+	_, err = l.bus.PutState(t.Context(), bus.State{Outgoing: bus.Outgoing{
+		Subject: bus.ClaimSubject(etcdTarget, config.WorkDrill),
+		Message: &lifeboatv1.ClaimState{JobId: id, Attempt: 2, Worker: "w1", Phase: lifeboatv1.ClaimState_PHASE_RELEASED},
+	}})
+	require.NoError(t, err)
+	assert.Contains(t, l.ok("jobs", "cancel", id), "waiting for its next attempt, after attempt 2 on w1")
+}
+
+// The worker sees that its claim was cancelled and removes the job before the command does: it is cancelled all the same.
+func TestAWorkerThatRemovesACancelledJobFirst(t *testing.T) {
+	l := newLab(t)
+	f := flags{config: filepath.Join(l.dir, "lifeboat.yaml"), output: "table"}
+	fl, err := f.open(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, fl.close()) })
+	c := &cancellation{fleet: fl, by: "test"}
+	const id = "20261121T040000.123Z-42"
+	gone := fmt.Errorf("deleting: %w", bus.ErrNoMessage)
+	running := &lifeboatv1.ClaimState{JobId: id, Worker: "w1", Phase: lifeboatv1.ClaimState_PHASE_RUNNING}
+	require.NoError(t, c.judge(t.Context(), config.WorkSnapshot, etcdTarget, id, nil, gone))
+	require.NoError(t, c.judge(t.Context(), config.WorkSnapshot, etcdTarget, id, running, gone))
+	again := &lifeboatv1.ClaimState{JobId: id, Phase: lifeboatv1.ClaimState_PHASE_CANCELLED, CancelledBy: "ops@desk"}
+	require.ErrorContains(t, c.judge(t.Context(), config.WorkSnapshot, etcdTarget, id, again, gone), "was cancelled already, by ops@desk")
+	// Unless it had ended by then.
+	require.NoError(t, l.bus.Emit(t.Context(), &lifeboatv1.Event{Noun: "snapshot", Verb: "failed", Target: etcdTarget, JobId: id}))
+	require.ErrorContains(t, c.judge(t.Context(), config.WorkSnapshot, etcdTarget, id, running, gone), "ended by itself meanwhile")
+	require.ErrorIs(t, c.judge(t.Context(), config.WorkSnapshot, etcdTarget, id, running, assert.AnError), assert.AnError)
+}
+
+func TestATargetsNameMovesNobodysCursor(t *testing.T) {
+	var out bytes.Buffer
+	require.NoError(t, printJobs(&out, "table", []openJob{{ID: "j", Work: "snapshot", Target: "a\x1b[2J\u202eb"}}, time.Now()))
+	assert.Contains(t, out.String(), " a[2Jb ")
+	assert.NotContains(t, out.String(), "\x1b")
+	out.Reset()
+	p := &page{
+		Findings: []finding{{levelNote, "see \x1b]0;x\x07", "do \x1b[1A"}},
+		Job: &jobStory{
+			ID: "j\x1b[H", Outcome: "x\u009b2J", TraceID: "t\x1b", SnapshotID: "s\x1b", Attempts: []attempt{{Number: "1\x1b[H", Worker: "w\x1b"}},
+			Objects: []object{{Bucket: "b\x1b", Key: "k\x1b"}}, Drill: &drill{ID: "d\x1b", Summary: "\x1b", Passed: true},
+		},
+		Recent: []outcome{{Outcome: "o\x1b", JobID: "j\x1b", Object: "a/k\x1b"}},
+	}
+	require.NoError(t, p.print(&out, time.Now()))
+	assert.NotRegexp(t, `[\x00-\x08\x0b-\x1f\x7f-\x{9f}]`, out.String())
 }

@@ -22,6 +22,9 @@ type known struct {
 	crew    crew
 	unknown []string
 	works   map[string]config.Work // by the job's id
+	// rpo is what was last said of the rpo, committed the newest snapshot: both may be older than what is asked about.
+	rpo, committed *lifeboatv1.Event
+	rpoOK          bool
 }
 
 // know asks for everything, one after the other.
@@ -51,11 +54,33 @@ func (q *question) know(ctx context.Context) *known {
 		}
 		return nil
 	}))
-	k.letters, err = q.letters(ctx, bus.JobSubject("*", q.target.Name), q.since, false)
+	k.rpoOK = lost("how old the newest snapshot is", q.age(ctx, k))
+	k.letters, err = q.letters(ctx, bus.JobSubject("*", q.target.Name), q.since, noPayloads)
 	lost("the dead letters", err)
 	k.crew = q.crew(ctx)
 	lost("the workers", k.crew.unknown)
 	return k
+}
+
+// age reads what the audit log last said of the target's rpo and snapshots, however long ago.
+func (q *question) age(ctx context.Context, k *known) error {
+	newest := uint64(0)
+	for _, verb := range []string{"exceeded", "met"} {
+		e := &lifeboatv1.Event{}
+		seq, _, err := q.bus.Last(ctx, bus.StreamEvents, bus.EventSubject("rpo", verb, q.target.Name), e)
+		if err != nil {
+			return err
+		}
+		if seq > newest {
+			newest, k.rpo = seq, e
+		}
+	}
+	e := &lifeboatv1.Event{}
+	seq, _, err := q.bus.Last(ctx, bus.StreamEvents, bus.EventSubject("snapshot", "committed", q.target.Name), e)
+	if seq > 0 {
+		k.committed = e
+	}
+	return err
 }
 
 // workOf is the kind of work of a job, from whatever tells of it.
@@ -107,12 +132,14 @@ func doing(e *lifeboatv1.Event) config.Work {
 
 // ends says whether an event ends a job, as against one attempt or one step of it.
 func ends(e *lifeboatv1.Event) bool {
-	switch e.GetVerb() {
-	case "committed", "passed", "escrow-passed", "checked", "held":
+	if slices.Contains(goodEnds(), e.GetVerb()) {
 		return doing(e) != ""
 	}
 	return fails(e)
 }
+
+// goodEnds are the verbs of events that end a job which did what it was asked for.
+func goodEnds() []string { return []string{"committed", "passed", "escrow-passed", "checked", "held"} }
 
 // fails says whether an event ends a job without what was asked for.
 func fails(e *lifeboatv1.Event) bool {

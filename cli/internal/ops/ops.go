@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
@@ -88,6 +90,14 @@ func connect(ctx context.Context, cfg *config.Config, file string, within time.D
 		case <-look.C:
 		}
 	}
+}
+
+// explain adds what a person can do about a server on which nobody has made the streams yet.
+func explain(err error) error {
+	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, nats.ErrNoResponders) {
+		return fmt.Errorf("%w; is a service of the fleet running that has made the streams, and does this user's account have them?", err)
+	}
+	return err
 }
 
 func (f *fleet) close() error { return f.bus.Close() }

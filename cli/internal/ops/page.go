@@ -22,6 +22,8 @@ type page struct {
 	Recent []outcome `json:"recent"`
 	// Unknown is what could not be read, and why.
 	Unknown []string `json:"unknown,omitempty"`
+	// blind: nothing that the answer rests on could be read.
+	blind bool
 }
 
 // Levels of a finding.
@@ -81,7 +83,7 @@ type pauseState struct {
 // rpoState is how old the newest good snapshot may be, and is.
 type rpoState struct {
 	RPO string `json:"rpo"`
-	// State is "met" or "exceeded"; empty when the scheduler has told neither.
+	// State is "met" or "exceeded", or "unknown" when that could not be read; empty when the scheduler has told neither.
 	State   string     `json:"state,omitempty"`
 	Since   *time.Time `json:"since,omitempty"`
 	Newest  *time.Time `json:"newest,omitempty"`

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -36,7 +37,7 @@ func deadReplayCommand() *cobra.Command {
 			defer func() { err = errors.Join(err, fl.close()) }()
 			r.fleet, r.in, r.progress = fl, cmd.InOrStdin(), cmd.ErrOrStderr()
 			all, err := r.run(cmd.Context(), args)
-			return errors.Join(printReplayed(cmd.OutOrStdout(), f.output, all), err)
+			return errors.Join(printReplayed(cmd.OutOrStdout(), f.output, f.config, all), err)
 		},
 	}
 	f.add(cmd)
@@ -183,7 +184,7 @@ func (f *fleet) replayable(d *lifeboatv1.DeadLetter) error {
 	switch {
 	case subject == subjectWebhook:
 		return fmt.Errorf("this is a webhook's body, which only Alertmanager's side can send: lifeboat dead show %s --payload -c %s > body.json, "+
-			"mend it, and curl -X POST --data-binary @body.json http://%s/api/v1/alertmanager", clean(d.GetId()), f.file, f.config.Notifier.Listen)
+			"mend it, and curl -X POST --data-binary @body.json http://%s/api/v1/alertmanager", clean(d.GetId()), f.file, reachable(f.config.Notifier.Listen))
 	case d.GetTruncated():
 		return errors.New("only the beginning of its payload was kept, so it cannot be sent again; ask for it anew where it came from")
 	case !strings.HasPrefix(subject, "lifeboat.job.") && !strings.HasPrefix(subject, "lifeboat.alert."),
@@ -193,7 +194,16 @@ func (f *fleet) replayable(d *lifeboatv1.DeadLetter) error {
 	return nil
 }
 
-func printReplayed(out io.Writer, output string, all []replayed) error {
+// reachable is an address that a service listens on as one that can be asked on the service's machine.
+func reachable(listen string) string {
+	host, port, err := net.SplitHostPort(listen)
+	if ip := net.ParseIP(host); err == nil && (host == "" || ip.IsUnspecified()) {
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	return listen
+}
+
+func printReplayed(out io.Writer, output, file string, all []replayed) error {
 	if output == console.OutputJSON {
 		if all == nil {
 			all = []replayed{}
@@ -203,7 +213,7 @@ func printReplayed(out io.Writer, output string, all []replayed) error {
 	for _, d := range all {
 		text := fmt.Sprintf("%s: sent again to %s", clean(d.ID), clean(d.Subject))
 		if work, target, ok := bus.ParseJobSubject(d.Subject); ok && d.JobID != "" {
-			text += fmt.Sprintf(" as job %s; see how it ends: lifeboat why %s --work %s --job %s", d.JobID, target, work, d.JobID)
+			text += fmt.Sprintf(" as job %s; see how it ends: lifeboat why %s --work %s --job %s -c %s", d.JobID, clean(target), clean(string(work)), d.JobID, file)
 		}
 		if _, err := fmt.Fprintln(out, text); err != nil {
 			return err

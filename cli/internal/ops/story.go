@@ -121,6 +121,9 @@ func (s *jobStory) add(e *lifeboatv1.Event, q *question) {
 		s.Attempts = append(s.Attempts, attempt{Number: e.GetAttributes()["attempt"], Worker: clean(e.GetActor()), Began: when, How: stateRunning})
 	case e.GetVerb() == "interrupted", e.GetNoun() == "job" && (e.GetVerb() == "handed-back" || e.GetVerb() == "stopped"):
 		s.attemptEnded(e, when, clean(cmp.Or(e.GetAttributes()["why"], e.GetMessage())))
+	case e.GetNoun() == "job" && e.GetVerb() == "cancelled" && s.Ended && !s.Failed:
+		// It came too late: what was committed stays.
+		s.Notes = append(s.Notes, "job cancelled, behind its end: "+clean(e.GetMessage()))
 	case e.GetNoun() == "job" && e.GetVerb() == "cancelled":
 		s.Outcome, s.Message, s.Ended = stateCancelled, clean(e.GetMessage()), true
 	case ends(e):
@@ -226,8 +229,13 @@ func (s *jobStory) buried(l *letter, q *question) {
 	}
 }
 
-// opened is the job's own message: it has not ended, whatever was told of it.
+// opened is the job's own message: it has not ended, whatever was told of it, unless that it did what it was asked for. What is
+// committed stays so; its worker has not acknowledged it yet, or died before it could.
 func (s *jobStory) opened(j openJob, q *question) {
+	if s.Ended && !s.Failed && s.Outcome != stateCancelled {
+		s.Notes = append(s.Notes, "the job's message is still there: "+j.Detail)
+		return
+	}
 	s.Outcome, s.Message, s.Ended, s.Failed = j.State, j.Detail, false, false
 	s.RequestedBy = cmp.Or(s.RequestedBy, j.RequestedBy)
 	s.Tick = cmp.Or(s.Tick, q.local(j.Tick))

@@ -126,13 +126,14 @@ func (q *question) rpo(k *known) *rpoState {
 		return nil
 	}
 	r := &rpoState{RPO: q.target.RPO.String()}
-	for _, e := range k.events {
-		switch {
-		case e.GetNoun() == "rpo":
-			r.State, r.Since, r.Message = e.GetVerb(), q.local(at(e.GetTime())), clean(e.GetMessage())
-		case e.GetNoun() == "snapshot" && e.GetVerb() == "committed":
-			r.Newest = q.local(at(e.GetManifest().GetStartedAt()))
-		}
+	if !k.rpoOK {
+		r.State = "unknown"
+	}
+	if e := k.rpo; e != nil {
+		r.State, r.Since, r.Message = clean(e.GetVerb()), q.local(at(e.GetTime())), clean(e.GetMessage())
+	}
+	if e := k.committed; e != nil {
+		r.Newest = q.local(at(e.GetManifest().GetStartedAt()))
 	}
 	return r
 }
@@ -155,6 +156,11 @@ func (q *question) findings(p *page, k *known, stories []*jobStory) []finding {
 	}
 	if p.RPO != nil && p.RPO.State == "exceeded" {
 		rest = append(rest, finding{levelProblem, "the rpo is exceeded: " + p.RPO.Message, ""})
+	} else if r := p.RPO; r != nil && r.Newest != nil && q.now.Sub(*r.Newest) > q.target.RPO+overdueAfter {
+		rest = append(rest, finding{
+			levelProblem, fmt.Sprintf("the newest data is of %s, the rpo is %s, and no scheduler has said that it is exceeded", r.Newest.Format(moment), r.RPO),
+			"see whether lifeboat-scheduler runs, and its log",
+		})
 	}
 	if f, ok := q.olderLetter(p, stories); ok {
 		rest = append(rest, f)
@@ -176,6 +182,9 @@ func (q *question) byHand() string {
 // headline is what became of the job.
 func (q *question) headline(p *page) finding {
 	s := p.Job
+	if s == nil && len(p.Unknown) > 0 {
+		return finding{levelProblem, fmt.Sprintf("whether there is a %s of %s is not known: not everything could be read", q.work, q.target.Name), ""}
+	}
 	if s == nil {
 		return finding{levelNote, fmt.Sprintf("no %s of %s is known since %s", q.work, q.target.Name, q.since.In(q.loc).Format(moment)), ""}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,7 +22,7 @@ func WhyCommand() *cobra.Command {
 		Use: "why target", Short: "One page about a target, from the tick to the object: what ran, how it went, and why nothing did",
 		Long: "why follows the newest job of a target, or the one that --job names, from its tick over the attempts of workers to the stored\n" +
 			"object and its drill. When nothing ran it says why: paused, blackout, overlap, no worker, a dead letter, no scheduler. It\n" +
-			"reads NATS and needs no bucket; what it may not read it leaves out and says so.",
+			"reads NATS and needs no bucket; what it may not read it leaves out and says so. Exit code 1 says that it could read nothing.",
 		Example: "  lifeboat why etcd-prod\n  lifeboat why etcd-prod --work drill\n" +
 			"  lifeboat why etcd-prod --job 20261121T040000.123Z-42\n  lifeboat why etcd-prod --since 7d --output json",
 		Args:              cobra.ExactArgs(1),
@@ -55,9 +56,14 @@ func WhyCommand() *cobra.Command {
 				return err
 			}
 			if f.output == console.OutputJSON {
-				return console.WriteJSON(cmd.OutOrStdout(), p)
+				err = console.WriteJSON(cmd.OutOrStdout(), p)
+			} else {
+				err = p.print(cmd.OutOrStdout(), now)
 			}
-			return p.print(cmd.OutOrStdout(), now)
+			if err == nil && p.blind {
+				err = fmt.Errorf("nothing that NATS knows of %s could be read", t.Name)
+			}
+			return err
 		},
 	}
 	f.add(cmd)
@@ -101,11 +107,16 @@ func (q *question) answer(ctx context.Context) (*page, error) {
 	}
 	stories := k.stories(q)
 	p := &page{
+		blind:  !k.stateOK && !k.openOK && !k.rpoOK,
 		Target: q.target.Name, Kind: q.target.Kind(), Work: q.work, Zone: q.target.Zone, TimeZone: q.loc.String(), Unknown: k.unknown,
 		Schedules: q.schedules(k), RPO: q.rpo(k), Findings: []finding{}, Recent: []outcome{},
 	}
 	if q.job != "" {
 		i := slices.IndexFunc(stories, func(s *jobStory) bool { return s.ID == q.job })
+		if i < 0 && len(k.unknown) > 0 {
+			return nil, fmt.Errorf("whether there was a %s %s of %s is not known, because not everything could be read: %s", q.work, clean(q.job),
+				q.target.Name, clean(strings.Join(k.unknown, "; ")))
+		}
 		if i < 0 {
 			return nil, fmt.Errorf("nothing is known of a %s %s of %s since %s: mistyped, another --work, or longer ago than --since?",
 				q.work, clean(q.job), q.target.Name, q.since.In(q.loc).Format(moment))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/natstest"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	backup "github.com/lifeboat-fleet/lifeboat/services/backup/app"
 )
@@ -313,4 +314,87 @@ func TestWhyWithoutNATSSaysWhere(t *testing.T) {
 	_, errs, code = l.lifeboat("why", etcdTarget, "--work", "nothing")
 	assert.Equal(t, 2, code)
 	assert.Contains(t, errs, "--work")
+}
+
+// What was said of the rpo holds until something else is said, however short the time that is asked about.
+func TestWhyKnowsAnRPOThatWasExceededLongAgo(t *testing.T) {
+	l := newLab(t)
+	l.configure("    rpo: 1h\n")
+	began := timestamppb.New(time.Now().Add(-3 * time.Hour))
+	require.NoError(t, l.bus.Emit(t.Context(), &lifeboatv1.Event{
+		Noun: "snapshot", Verb: "committed", Target: etcdTarget, JobId: "20261121T040000.123Z-42",
+		Detail: &lifeboatv1.Event_Manifest{Manifest: &lifeboatv1.Manifest{StartedAt: began}},
+	}))
+	p := l.why(etcdTarget, "--since", "30d")
+	assert.Contains(t, texts(p), "and no scheduler has said that it is exceeded")
+	require.NoError(t, l.bus.Emit(t.Context(), &lifeboatv1.Event{Noun: "rpo", Verb: "exceeded", Target: etcdTarget, Message: "no good snapshot for 3h"}))
+	stored := time.Now()
+	require.Eventually(t, func() bool { return time.Since(stored) > 1100*time.Millisecond }, patience, 50*time.Millisecond)
+	p = l.why(etcdTarget, "--since", "1s")
+	assert.Nil(t, p.Job, "that is before")
+	assert.Equal(t, "exceeded", p.RPO.State)
+	require.NotNil(t, p.RPO.Newest)
+	assert.WithinDuration(t, began.AsTime(), *p.RPO.Newest, time.Millisecond)
+	assert.Contains(t, texts(p), "problem: the rpo is exceeded: no good snapshot for 3h")
+	assert.NotContains(t, texts(p), "no scheduler has said")
+}
+
+// A job that was committed before somebody cancelled it is committed.
+func TestWhyOfAJobThatWasCancelledBehindItsCommit(t *testing.T) {
+	l := newLab(t)
+	const id = "20261121T040000.123Z-42"
+	require.NoError(t, l.bus.Emit(t.Context(), &lifeboatv1.Event{Noun: "snapshot", Verb: "committed", Target: etcdTarget, JobId: id, SnapshotId: id}))
+	require.NoError(t, l.bus.Emit(t.Context(), &lifeboatv1.Event{
+		Noun: "job", Verb: "cancelled", Target: etcdTarget, JobId: id, Message: "ops cancelled it", Attributes: map[string]string{"work": "snapshot"},
+	}))
+	p := l.why(etcdTarget)
+	require.NotNil(t, p.Job)
+	assert.Equal(t, "committed", p.Job.Outcome)
+	assert.Contains(t, p.Job.Notes, "job cancelled, behind its end: ops cancelled it")
+}
+
+// Nobody is told that there is nothing when it is only that nothing could be read.
+func TestWhyDoesNotCallNothingWhatItCouldNotRead(t *testing.T) {
+	q := question{target: config.Target{Name: etcdTarget}, work: config.WorkSnapshot, loc: time.UTC}
+	found := q.headline(&page{Unknown: []string{"the audit log: denied"}})
+	assert.Equal(t, levelProblem, found.Level)
+	assert.Contains(t, found.Text, "is not known: not everything could be read")
+	assert.Contains(t, q.headline(&page{}).Text, "no snapshot of etcd-prod is known since")
+}
+
+// A worker tells of the commit and dies before it acknowledges: the snapshot is there, and the page says so.
+func TestWhyOfACommittedJobThatIsStillInTheStream(t *testing.T) {
+	l := newLab(t)
+	id := l.publish(config.WorkSnapshot, etcdTarget, &lifeboatv1.Job{})
+	require.NoError(t, l.bus.Emit(t.Context(), &lifeboatv1.Event{Noun: "snapshot", Verb: "committed", Target: etcdTarget, JobId: id, SnapshotId: id}))
+	p := l.why(etcdTarget)
+	require.NotNil(t, p.Job)
+	assert.Equal(t, "committed", p.Job.Outcome)
+	assert.True(t, p.Job.Ended)
+	assert.Contains(t, p.Job.Notes, "the job's message is still there: waiting for a worker: no worker answers")
+
+	// One that failed is tried again: it has not ended.
+	id = l.publish(config.WorkDrill, etcdTarget, &lifeboatv1.Job{})
+	require.NoError(t, l.bus.Emit(t.Context(), &lifeboatv1.Event{Noun: "drill", Verb: "failed", Target: etcdTarget, JobId: id}))
+	p = l.why(etcdTarget, "--work", "drill")
+	assert.Equal(t, stateNoWorker, p.Job.Outcome)
+	assert.False(t, p.Job.Ended)
+}
+
+// A server on which nobody has made the streams: no command calls that an empty fleet, and each says what to look at.
+func TestAServerWithoutStreamsIsNotAnEmptyFleet(t *testing.T) {
+	l := newLab(t)
+	bare := natstest.New(t)
+	l.settings = fmt.Sprintf("{url: %q}", bare.URL())
+	l.configure("    schedule: \"@hourly\"\n")
+	for _, args := range [][]string{{"jobs", "list"}, {"jobs", "cancel", "snapshot", etcdTarget}, {"dead", "list"}, {"dead", "show", "x"}} {
+		_, errs, code := l.lifeboat(args...)
+		assert.Equal(t, 1, code, args)
+		assert.Contains(t, errs, "is a service of the fleet running that has made the streams", args)
+	}
+	out, errs, code := l.lifeboat("why", etcdTarget)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, errs, "nothing that NATS knows of etcd-prod could be read")
+	assert.Contains(t, out, "whether there is a snapshot of etcd-prod is not known")
+	assert.NotContains(t, out, "no scheduler has seen")
 }

@@ -17,13 +17,13 @@ import (
 type rows struct{ *tabwriter.Writer }
 
 func (r rows) row(name, format string, args ...any) {
-	fmt.Fprintf(r.Writer, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	fmt.Fprintf(r.Writer, "%s\t%s\n", clean(name), clean(fmt.Sprintf(format, args...)))
 }
 
 // print is the page for a terminal.
 func (p *page) print(out io.Writer, now time.Time) error {
 	for _, f := range p.Findings {
-		text := f.Text
+		text := clean(f.Text)
 		switch f.Level {
 		case levelProblem:
 			text = console.Red(out, text)
@@ -32,7 +32,7 @@ func (p *page) print(out io.Writer, now time.Time) error {
 		}
 		fmt.Fprintln(out, text)
 		if f.Do != "" {
-			fmt.Fprintln(out, "  "+f.Do)
+			fmt.Fprintln(out, "  "+clean(f.Do))
 		}
 	}
 	for _, u := range p.Unknown {
@@ -208,7 +208,7 @@ func (p *page) printRecent(out io.Writer) error {
 		if o.Object != "" {
 			what = shortKey(o.Object)
 		}
-		t.Row(when, o.Outcome, took, console.OrDash(o.JobID), console.OrDash(what))
+		t.Row(when, clean(o.Outcome), took, console.OrDash(clean(o.JobID)), console.OrDash(clean(what)))
 	}
 	return t.Flush("no tick and no job of this kind is known")
 }

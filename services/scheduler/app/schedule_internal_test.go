@@ -47,7 +47,8 @@ func TestNextMarksWhatDaylightSavingDoes(t *testing.T) {
 `)
 	show := func(from string) (lines []string) {
 		n := next{days: 1, limit: 0}
-		ticks, _ := n.coming(targets, nil, moment(t, from))
+		ticks, _, err := n.coming(t.Context(), targets, nil, moment(t, from))
+		require.NoError(t, err)
 		for _, c := range ticks {
 			lines = append(lines, clock(c.At, c.target)+" | "+c.Note)
 		}
@@ -73,7 +74,8 @@ func TestNextKnowsWhenAPauseEnds(t *testing.T) {
 		Pause: &lifeboatv1.Pause{Until: timestamppb.New(now.Add(90 * time.Minute)), Reason: "x"},
 	}}
 	n := next{days: 1, limit: 3}
-	ticks, more := n.coming(targets, states, now)
+	ticks, more, err := n.coming(t.Context(), targets, states, now)
+	require.NoError(t, err)
 	assert.True(t, more)
 	var runs []bool
 	for _, c := range ticks {
@@ -174,4 +176,39 @@ func TestPauseAndASchedulerDoNotOverwriteEachOther(t *testing.T) {
 	require.NoError(t, err)
 	assert.Nil(t, state.GetPause())
 	assert.Equal(t, int64(writes), state.GetMissed()[0].GetCount())
+}
+
+// A pause that stopped a tick which no scheduler has decided, because none ran: whoever resumes does not make it run after all.
+func TestResumeKeepsWhatThePauseStopped(t *testing.T) {
+	target := load(t, `
+  - {name: kv, schedule: "@hourly", consul: {address: "http://127.0.0.1:8500"}}
+`)[0]
+	s, hourly := &switcher{target: &target}, target.Schedules()[0]
+	now := moment(t, "2026-11-21T12:30:00Z")
+	state := func(tick, since string) *lifeboatv1.ScheduleState {
+		return &lifeboatv1.ScheduleState{
+			Tick:  timestamppb.New(moment(t, tick)),
+			Pause: &lifeboatv1.Pause{Since: timestamppb.New(moment(t, since)), By: "a", Reason: "b"},
+		}
+	}
+	kept := s.ended(hourly, state("2026-11-21T09:00:00Z", "2026-11-21T11:30:00Z"), now)
+	require.NotNil(t, kept)
+	assert.Equal(t, now, kept.GetUntil().AsTime())
+	assert.Equal(t, moment(t, "2026-11-21T11:30:00Z"), kept.GetSince().AsTime())
+	assert.False(t, pausedAt(kept, now), "it is over")
+	assert.NotNil(t, s.ended(hourly, state("2026-11-21T09:00:00Z", "2026-11-21T12:00:00Z"), now), "a tick at its very beginning")
+	assert.Nil(t, s.ended(hourly, state("2026-11-21T12:00:00Z", "2026-11-21T11:30:00Z"), now), "all were decided")
+	assert.Nil(t, s.ended(hourly, state("2026-11-21T09:00:00Z", "2026-11-21T12:10:00Z"), now), "it stopped none: the one of 12:00 is run late")
+}
+
+// Ctrl-C ends a listing that nobody wants to wait for.
+func TestNextCanBeInterrupted(t *testing.T) {
+	targets := load(t, `
+  - {name: kv, schedule: "@every 1s", consul: {address: "http://127.0.0.1:8500"}}
+`)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	n := next{days: mostDays}
+	_, _, err := n.coming(ctx, targets, nil, time.Now())
+	require.ErrorIs(t, err, context.Canceled)
 }

@@ -65,7 +65,7 @@ func nextCommand() *cobra.Command {
 		Use: "next [target...]", Short: "The coming ticks of all schedules, in the order of time",
 		Long: "next shows when the schedules of the targets fire, on the clock of each target's zone, and what daylight saving, blackouts\n" +
 			"and pauses do to a tick. The ticks come from the configuration; pauses and ticks that wait for the job before them come from\n" +
-			"NATS, and if that does not answer within two seconds a line on standard error says that they are not known.",
+			"NATS, and if that does not answer within a few seconds a line on standard error says that they are not known.",
 		Example: "  lifeboat schedule next\n  lifeboat schedule next etcd-prod --days 30 --limit 0\n" +
 			"  lifeboat schedule next --output json --offline",
 		RunE: func(cmd *cobra.Command, args []string) error { return n.run(cmd, args) },
@@ -111,7 +111,10 @@ func (n *next) run(cmd *cobra.Command, args []string) error {
 		}
 	}
 	now := time.Now()
-	ticks, more := n.coming(targets, states, now)
+	ticks, more, err := n.coming(cmd.Context(), targets, states, now)
+	if err != nil {
+		return err
+	}
 	if more {
 		cmd.PrintErrf("there are more within %d days; --limit 0 shows all\n", n.days)
 	}
@@ -127,7 +130,10 @@ func (n *next) targets(cfg *config.Config, names []string) ([]config.Target, err
 		return cfg.Targets, nil
 	}
 	var named []config.Target
-	for _, name := range names {
+	for i, name := range names {
+		if slices.Contains(names[:i], name) {
+			continue
+		}
 		t, err := console.FindTarget(cfg, n.config, name)
 		if err != nil {
 			return nil, err
@@ -150,7 +156,9 @@ func (n *next) table(out io.Writer, ticks []comingTick, now time.Time) error {
 }
 
 // coming are the ticks to show, in order. more says that there are others within the days.
-func (n *next) coming(targets []config.Target, states map[string]*lifeboatv1.ScheduleState, now time.Time) (ticks []comingTick, more bool) {
+func (n *next) coming(
+	ctx context.Context, targets []config.Target, states map[string]*lifeboatv1.ScheduleState, now time.Time,
+) (ticks []comingTick, more bool, err error) {
 	first := earliest{limit: n.limit, ticks: []comingTick{}}
 	to := now.Add(time.Duration(n.days) * 24 * time.Hour)
 	for i := range targets {
@@ -161,13 +169,16 @@ func (n *next) coming(targets []config.Target, states map[string]*lifeboatv1.Sch
 				first.add(waitingOf(t, s, state, p.AsTime(), now))
 			}
 			for tick := range t.Upcoming(s, now, to) {
+				if ctx.Err() != nil {
+					return nil, false, ctx.Err()
+				}
 				if !first.add(comingOf(t, s, state, tick)) {
 					break // the later ones of this schedule do not fit either
 				}
 			}
 		}
 	}
-	return first.sorted(), first.more
+	return first.sorted(), first.more, nil
 }
 
 func newTick(t *config.Target, s config.Schedule, at, nominal time.Time) comingTick {
@@ -264,10 +275,10 @@ func readStates(ctx context.Context, cfg *config.Config, targets []config.Target
 	if len(targets) == 1 {
 		filter = bus.ScheduleSubject(targets[0].Name, "*")
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	// Once it answers it may take its time: there may be many.
-	late := time.AfterFunc(natsWithin, cancel)
+	late := time.AfterFunc(natsWithin, func() { cancel(fmt.Errorf("NATS did not answer within %s", natsWithin)) })
 	defer late.Stop()
 	states = map[string]*lifeboatv1.ScheduleState{}
 	err = b.Scan(ctx, bus.StreamJobs, filter, func(m *bus.Message) error {
@@ -281,6 +292,8 @@ func readStates(ctx context.Context, cfg *config.Config, targets []config.Target
 	})
 	if away := b.Connected(); err != nil && away != nil {
 		err = away
+	} else if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		return nil, err

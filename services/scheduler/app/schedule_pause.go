@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -19,8 +20,9 @@ import (
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
-// conflicts is how often a state is written anew that a scheduler has written in the meantime.
-const conflicts = 20
+// conflicts is how often a state is written anew that a scheduler has written in the meantime. Each try is a reading and a writing; a
+// schedule of every second that several replicas catch up with may be in the way of many.
+const conflicts = 100
 
 // switchFlags are those of pause and resume.
 type switchFlags struct {
@@ -132,10 +134,15 @@ func (f *switchFlags) run(cmd *cobra.Command, name string, do func(context.Conte
 		return fmt.Errorf("%w; nothing was changed (nats.url in %s)", err, f.config)
 	}
 	s := &switcher{bus: b, target: &t, say: cmd.OutOrStdout()}
+	var failed []error
 	for _, c := range schedules {
+		// What goes wrong with one is no reason to leave the others as they are.
 		if err := do(cmd.Context(), s, c); err != nil {
-			return explain(err)
+			failed = append(failed, explain(err))
 		}
+	}
+	if len(failed) > 0 {
+		return errors.Join(failed...)
 	}
 	if t.Paused {
 		cmd.PrintErrf("%s is paused in %s as well (paused: true): no schedule of it runs\n", t.Name, f.config)
@@ -145,10 +152,10 @@ func (f *switchFlags) run(cmd *cobra.Command, name string, do func(context.Conte
 
 // explain adds what a person can do about an error.
 func explain(err error) error {
-	if errors.Is(err, bus.ErrDenied) || errors.Is(err, bus.ErrConflict) {
-		return err
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return fmt.Errorf("%w; is a scheduler running that has made the streams?", err)
 	}
-	return fmt.Errorf("%w; is a scheduler running that has made the streams?", err)
+	return err
 }
 
 // switcher pauses and resumes the schedules of one target.
@@ -176,7 +183,7 @@ func (s *switcher) pause(ctx context.Context, c config.Schedule, pause *lifeboat
 	}
 	what := "is paused "
 	if before != nil {
-		what = fmt.Sprintf("was paused already, %s (%s: %s); it is now paused ", until(before, s.target), before.GetBy(), console.FirstLine(before.GetReason()))
+		what = fmt.Sprintf("was paused already, %s (%s: %s); it is now paused ", until(before, s.target), console.FirstLine(before.GetBy()), console.FirstLine(before.GetReason()))
 	}
 	s.sayf("%s of %s %s%s: %s\n", c.Name, s.target.Name, what, until(pause, s.target), pause.GetReason())
 	if end := pause.GetUntil(); end != nil {
@@ -200,7 +207,7 @@ func (s *switcher) resume(ctx context.Context, c config.Schedule) error {
 			was = nil
 			return false
 		}
-		state.Pause = nil
+		state.Pause = s.ended(c, state, now)
 		return true
 	})
 	if err != nil {
@@ -211,13 +218,28 @@ func (s *switcher) resume(ctx context.Context, c config.Schedule) error {
 		return nil
 	}
 	s.sayf("%s of %s goes on; it was paused since %s by %s: %s\n", c.Name, s.target.Name, clock(was.GetSince().AsTime(), s.target),
-		was.GetBy(), console.FirstLine(was.GetReason()))
+		console.FirstLine(was.GetBy()), console.FirstLine(was.GetReason()))
 	s.sayNext(ctx, c, now)
 	return s.record(ctx, c, seq, &lifeboatv1.Event{
 		Verb: "resumed", Message: fmt.Sprintf("%s goes on; it was paused since %s by %s: %s", c.Name,
 			clock(was.GetSince().AsTime(), s.target), was.GetBy(), was.GetReason()),
 		Attributes: map[string]string{"reason": was.GetReason()},
 	})
+}
+
+// ended is what stays of a pause that ends now: none, unless it stopped a tick that no scheduler has decided yet. Such a tick is
+// not run because somebody resumed before it was recorded as missed; whoever decides it takes the ended pause away.
+func (s *switcher) ended(c config.Schedule, state *lifeboatv1.ScheduleState, now time.Time) *lifeboatv1.Pause {
+	from := state.GetTick().AsTime()
+	if since := state.GetPause().GetSince().AsTime(); since.After(from) {
+		from = since.Add(-time.Nanosecond)
+	}
+	for range s.target.Upcoming(c, from, now) {
+		p := proto.CloneOf(state.GetPause())
+		p.Until = timestamppb.New(now)
+		return p
+	}
+	return nil
 }
 
 // write changes a schedule's state, and again when a scheduler has written it in the meantime. change reports whether there is

@@ -142,7 +142,7 @@ func (w *Watch) answer(name string, h *lifeboatv1.History) {
 	defer w.mu.Unlock()
 	r := w.book.record(name)
 	if at := h.GetSnapshotStartedAt(); at != nil {
-		r.good = max(r.good, at.AsTime().UnixNano())
+		r.good = max(r.good, min(at.AsTime().UnixNano(), w.now())) // a worker's clock may be ahead
 	}
 	r.sure = true
 	w.schedule(r, 0)

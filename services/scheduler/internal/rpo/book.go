@@ -18,6 +18,8 @@ type record struct {
 	good int64
 	// added is when the target was first seen; 0: the audit log does not say yet.
 	added int64
+	// seen is what added was in a stream that is no more; 0: there was none. The audit log is told of it.
+	seen int64
 	// exceeded and met are the sequences of the newest events that say so.
 	exceeded, met uint64
 	// due is when the target is judged next.
@@ -63,7 +65,7 @@ func (r *record) judge(now int64) (v verdict, next int64) {
 		return sayMet, now
 	case !r.watched:
 		return silent, never
-	case r.since() == 0:
+	case r.since() == 0, r.good == 0 && r.seen != 0 && r.seen < r.added:
 		return sayAdded, now
 	}
 	// Without an rpo nothing can exceed it, also not what did before the rpo was taken away.

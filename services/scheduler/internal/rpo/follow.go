@@ -56,11 +56,15 @@ func (w *Watch) begin() {
 	w.wakeAsker()
 }
 
-// reset forgets what a stream said that is no more. Snapshots are in the bucket, so they stay known, but there may be newer ones.
+// reset forgets what a stream said that is no more. Snapshots are in the bucket, so they stay known, but there may be newer ones. Since
+// when a target is watched is known only here, and told to the new stream.
 func (w *Watch) reset() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, r := range w.book.records {
+		if r.added != 0 && (r.seen == 0 || r.added < r.seen) {
+			r.seen = r.added
+		}
 		r.added, r.exceeded, r.met, r.sure = 0, 0, 0, false
 	}
 	w.planAll(w.now() + int64(settle))
@@ -77,8 +81,11 @@ func (w *Watch) hear(m *bus.Message) {
 	}
 	about, target := parts[2]+"."+parts[3], parts[4]
 	var began int64
-	if about == "snapshot.committed" {
+	switch about {
+	case "snapshot.committed":
 		began = beganAt(m)
+	case "target.added":
+		began = seenAt(m)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -88,7 +95,7 @@ func (w *Watch) hear(m *bus.Message) {
 	case "snapshot.committed":
 		r.good, r.sure = max(r.good, began), true
 	case "target.added":
-		r.added = m.Stored.UnixNano()
+		r.added = began
 	case "rpo.exceeded":
 		r.exceeded, contradict = max(r.exceeded, m.Seq), r.patience()
 	case "rpo.met":
@@ -112,4 +119,22 @@ func beganAt(m *bus.Message) int64 {
 		return m.Stored.UnixNano()
 	}
 	return e.Manifest.StartedAt.UnixNano()
+}
+
+// firstSeen is the attribute of target.added that says since when the target is watched, if that is longer than the stream.
+const firstSeen = "first_seen"
+
+// seenAt is since when a target is watched, in Unix nanoseconds.
+func seenAt(m *bus.Message) int64 {
+	var e struct {
+		Attributes map[string]string `json:"attributes"`
+	}
+	at, err := time.Time{}, json.Unmarshal(m.Data, &e)
+	if err == nil {
+		at, err = time.Parse(time.RFC3339Nano, e.Attributes[firstSeen])
+	}
+	if err != nil || at.After(m.Stored) {
+		return m.Stored.UnixNano()
+	}
+	return at.UnixNano()
 }

@@ -246,6 +246,12 @@ func (w *Watch) event(r *record, v verdict, now int64) bus.Outgoing {
 	if v == sayAdded {
 		e.Noun, e.Verb, e.Id = "target", "added", "target.added."+r.name
 		e.Message = "the target is watched from here on"
+		if r.seen != 0 {
+			seen := time.Unix(0, r.seen).UTC().Format(time.RFC3339Nano)
+			e.Id += "." + seen
+			e.Message = "the target is watched since " + seen + ", which the audit log before this one said"
+			e.Attributes = map[string]string{firstSeen: seen}
+		}
 	} else {
 		since := time.Unix(0, r.since()).UTC()
 		age := time.Duration(now - r.since())

@@ -303,6 +303,54 @@ func TestAStreamThatWasMadeAnew(t *testing.T) {
 	})
 }
 
+// A target that never had a snapshot is known by the audit log alone. When that is lost it does not begin anew to count, also not when a
+// replica that knows nothing of before is the first to say that the target is there, and nobody contradicts.
+func TestATargetWithoutASnapshotDoesNotBeginAnewWithTheStream(t *testing.T) {
+	for _, fresh := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLog()
+			l.set(func(l *auditLog) {
+				l.history = func(string) (*lifeboatv1.History, error) { return &lifeboatv1.History{}, nil }
+			})
+			start(t, l, fileOf(1, time.Hour), 0)
+			start(t, l, fileOf(1, time.Hour), 0)
+			after(59 * time.Minute)
+			l.lose()
+			if fresh {
+				start(t, l, fileOf(1, time.Hour), 0)
+				after(time.Second)
+				require.NotEmpty(t, l.said("target", "added", "t-0"))
+			}
+			after(59 * time.Second)
+			require.Empty(t, l.said("rpo", "exceeded", "t-0"))
+			after(2 * time.Second)
+			require.Len(t, l.said("rpo", "exceeded", "t-0"), 1, "it counts from when it was first seen")
+			l.lose()
+			start(t, l, fileOf(1, time.Hour), 0)
+			after(10 * time.Second)
+			require.Len(t, l.said("rpo", "exceeded", "t-0"), 1, "and is told to the next stream, not an hour later")
+			after(3 * time.Hour)
+			assert.Len(t, l.said("rpo", "exceeded", "t-0"), 1)
+			assert.Empty(t, l.said("rpo", "met", "t-0"))
+			assert.LessOrEqual(t, len(l.said("target", "added", "t-0")), 2)
+		})
+	}
+}
+
+// A worker whose clock is ahead cannot make a snapshot of the bucket younger than its answer.
+func TestAnAnswerFromTheFuture(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLog()
+		ahead := timestamppb.New(time.Now().Add(24 * time.Hour))
+		l.set(func(l *auditLog) {
+			l.history = func(string) (*lifeboatv1.History, error) { return &lifeboatv1.History{SnapshotStartedAt: ahead}, nil }
+		})
+		start(t, l, fileOf(1, time.Hour), 0)
+		after(time.Hour + time.Second)
+		assert.Len(t, l.said("rpo", "exceeded", "t-0"), 1)
+	})
+}
+
 // What could not be stored is said when NATS is back.
 func TestAnAlertThatCouldNotBeStored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
