@@ -46,7 +46,7 @@ type Bus struct {
 // Options say who connects and where.
 type Options struct {
 	Config config.NATS
-	// Actor names the service and instance, as "lifeboat-backup@host"; it signs events and dead letters.
+	// Actor names the service and instance, as "lifeboat-backup@host:4711"; it signs events and dead letters.
 	Actor string
 	// Role is what stands for {role} in nats.inbox_prefix; when empty the service's name in Actor without "lifeboat-".
 	Role       string

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -108,11 +110,12 @@ func (b *Bus) Claim(ctx context.Context, w config.Work, target string, m *Messag
 
 // follow makes the state that comes after the last one, for a delivery of m.
 func (c *Claim) follow(last *lifeboatv1.ClaimState, m *Message) error {
+	if err := m.Outlived(last); err != nil {
+		return err
+	}
 	m.Attempt = 1
 	if last.GetJobId() == m.ID() {
 		switch last.GetPhase() {
-		case lifeboatv1.ClaimState_PHASE_CANCELLED:
-			return fmt.Errorf("%w by %s", ErrCancelled, last.GetCancelledBy())
 		case lifeboatv1.ClaimState_PHASE_HANDED_BACK:
 			m.Attempt = max(last.GetAttempt(), 1)
 		default:
@@ -128,6 +131,28 @@ func (c *Claim) follow(last *lifeboatv1.ClaimState, m *Message) error {
 		StartedAt: timestamppb.Now(),
 	}
 	return nil
+}
+
+// Outlived says why a delivery that has waited must not begin, by the last state of its job's claim: ErrCancelled when the job was
+// cancelled, ErrClaimLost when a later job of the target has begun, for which this one's message had to go; nil otherwise.
+func (m *Message) Outlived(last *lifeboatv1.ClaimState) error {
+	switch id := last.GetJobId(); {
+	case id == m.ID() && last.GetPhase() == lifeboatv1.ClaimState_PHASE_CANCELLED:
+		return fmt.Errorf("%w by %s", ErrCancelled, last.GetCancelledBy())
+	case id != m.ID() && sequence(id) > m.Seq:
+		return fmt.Errorf("%w: job %s has followed it", ErrClaimLost, id)
+	}
+	return nil
+}
+
+// sequence is the place in the stream of the message that a job's id is of. The claim is in the same stream, and is lost only with it.
+func sequence(id string) uint64 {
+	_, digits, _ := strings.Cut(id, "-")
+	seq, err := strconv.ParseUint(digits, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return seq
 }
 
 // outwait waits until nobody can be committing any more under the state of the given sequence, and reads what is there then.

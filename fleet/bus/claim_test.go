@@ -52,6 +52,39 @@ func TestAttemptsAreDeliveriesThatBegan(t *testing.T) {
 	assert.Equal(t, int64(1), next.Attempt, "another job")
 }
 
+// A delivery that waited while its message was removed finds a later job of the target, and must not take the claim from it.
+func TestAJobThatIsGoneTakesNoClaimFromALaterOne(t *testing.T) {
+	_, b := fleet(t)
+	later, err := b.Claim(t.Context(), config.WorkSnapshot, "etcd-prod", message(10))
+	require.NoError(t, err)
+	_, err = b.Claim(t.Context(), config.WorkSnapshot, "etcd-prod", message(9))
+	require.ErrorIs(t, err, bus.ErrClaimLost)
+	require.NoError(t, later.Confirm(t.Context()))
+	require.NoError(t, later.Release(t.Context()))
+	_, err = b.Claim(t.Context(), config.WorkSnapshot, "etcd-prod", message(9))
+	require.ErrorIs(t, err, bus.ErrClaimLost)
+	_, err = b.Claim(t.Context(), config.WorkSnapshot, "etcd-prod", message(11))
+	require.NoError(t, err)
+}
+
+// What fails before the claim is no attempt, and is tried again less and less often.
+func TestWhatCannotBeClaimedIsTriedLessAndLessOften(t *testing.T) {
+	_, b := fleet(t)
+	waits := make(chan int64)
+	c := jobs(func(context.Context, *bus.Message) error { return errors.New("the claim is denied") })
+	c.CountsByClaim, c.MaxAttempts, c.AckWait = true, 2, time.Minute
+	c.Backoff = func(n int64) time.Duration {
+		waits <- n
+		return time.Millisecond
+	}
+	start(t, b, c)
+	_, err := b.Publish(t.Context(), job("etcd-prod"))
+	require.NoError(t, err)
+	for _, want := range []int64{1, 2, 3, 4, 5, 5} {
+		assert.Equal(t, want, receive(t, waits))
+	}
+}
+
 func TestAHeldClaimEndsWhenAnotherTakesIt(t *testing.T) {
 	s, b := fleet(t)
 	c, err := b.Claim(t.Context(), config.WorkSnapshot, "etcd-prod", message(7))
@@ -212,7 +245,7 @@ func TestAJobIsNotCancelledWhileItCommits(t *testing.T) {
 // A job that waits and that nobody has begun is cancelled too, though the claim is of the one before.
 func TestAWaitingJobIsCancelled(t *testing.T) {
 	_, b := fleet(t)
-	before, err := b.Claim(t.Context(), config.WorkSnapshot, "etcd-prod", message(7))
+	before, err := b.Claim(t.Context(), config.WorkSnapshot, "etcd-prod", message(1))
 	require.NoError(t, err)
 	require.NoError(t, before.Release(t.Context()))
 	_, err = b.Publish(t.Context(), job("etcd-prod"))
@@ -247,4 +280,19 @@ func TestWhoWaitsForACommitGoesOnWhenItHasEnded(t *testing.T) {
 	begin := time.Now()
 	require.NoError(t, receive(t, claimed))
 	assert.Less(t, time.Since(begin), 5*time.Second)
+}
+
+// A job ends, and the next one of the target begins, between the reading of the job and that of the claim: the claim that was written
+// as cancelled then was the next one's, whose worker lost it.
+func TestCancellingLeavesTheNextJobAlone(t *testing.T) {
+	_, b := fleet(t)
+	seq, err := b.Publish(t.Context(), bus.Outgoing{Subject: bus.JobSubject(config.WorkSnapshot, "etcd-prod"), Message: &lifeboatv1.Job{}})
+	require.NoError(t, err)
+	next := message(seq + 1)
+	c, err := b.Claim(t.Context(), config.WorkSnapshot, "etcd-prod", next)
+	require.NoError(t, err)
+	_, _, err = b.CancelJob(t.Context(), config.WorkSnapshot, "etcd-prod", "", "me")
+	require.ErrorIs(t, err, bus.ErrNoMessage)
+	assert.Equal(t, next.ID(), claimOf(t, b).GetJobId())
+	require.NoError(t, c.Confirm(t.Context()))
 }

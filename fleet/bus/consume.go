@@ -220,6 +220,9 @@ func (b *Bus) deliver(ctx context.Context, c Consumer, jm jetstream.Msg) {
 	}
 }
 
+// maxUnbegun limits how long a job waits that could not be claimed: it may have been handed back often before.
+const maxUnbegun = 5
+
 // What became of a message, as the metric says it.
 const (
 	outcomeAck        = "ack"
@@ -270,7 +273,11 @@ func (b *Bus) settle(ctx context.Context, c Consumer, d delivery, failed error) 
 	case stopping:
 		return outcomeHandedBack, b.nak(jm, 0)
 	}
-	delay := c.Backoff(max(m.Attempt, 1))
+	begun := m.Attempt
+	if begun == 0 { // what failed before the claim is no attempt, and must not be tried again every two seconds for ever
+		begun = min(m.Delivery, maxUnbegun)
+	}
+	delay := c.Backoff(max(begun, 1))
 	if retry, ok := errors.AsType[*retryError](failed); ok {
 		delay = retry.after
 	}

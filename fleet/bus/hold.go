@@ -86,6 +86,9 @@ func (b *Bus) cancelClaim(ctx context.Context, subject, id, by string) (was *lif
 		if err != nil {
 			return nil, fmt.Errorf("reading claim: %w", err)
 		}
+		if sequence(last.GetJobId()) > sequence(id) {
+			return nil, fmt.Errorf("%w: job %s has followed it", ErrNoMessage, last.GetJobId())
+		}
 		next := &lifeboatv1.ClaimState{JobId: id, Phase: lifeboatv1.ClaimState_PHASE_CANCELLED, CancelledBy: by}
 		was = nil
 		if last.GetJobId() == id {

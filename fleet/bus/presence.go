@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -70,25 +69,30 @@ func (b *Bus) Announce(ctx context.Context, s Service) error {
 	}
 	subjects := append(slices.Sorted(maps.Keys(s.Endpoints)), micro.APIPrefix+".>")
 	err := b.guarded(ctx, func(ctx context.Context) error {
-		var wg sync.WaitGroup
-		defer wg.Wait()
+		// Whoever answers has a place. The end takes all of them: what is still asked then finds none.
+		room := make(chan struct{}, endpointsAtOnce)
+		defer func() {
+			for range endpointsAtOnce {
+				room <- struct{}{}
+			}
+		}()
 		service, err := micro.AddService(b.nc, cfg)
 		if err != nil {
 			return err
 		}
 		defer service.Stop() //nolint:errcheck // its subscriptions are gone with the connection at the latest
-		room := make(chan struct{}, endpointsAtOnce)
 		for subject, answer := range s.Endpoints {
 			handler := micro.HandlerFunc(func(r micro.Request) {
 				select {
 				case room <- struct{}{}:
 				case <-ctx.Done():
+					_ = r.Error(codeNoWorker, "it is stopping", nil) // or else whoever asks waits for long
 					return
 				}
-				wg.Go(func() {
+				go func() {
 					defer func() { <-room }()
 					b.answer(ctx, r, answer)
-				})
+				}()
 			})
 			name := strings.Trim(notAName.ReplaceAllString(subject, "-"), "-")
 			if err := service.AddEndpoint(name, handler, micro.WithEndpointSubject(subject)); err != nil {

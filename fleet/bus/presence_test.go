@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -151,4 +152,34 @@ func TestADeniedPresenceIsToldAtOnce(t *testing.T) {
 	require.ErrorIs(t, err, bus.ErrDenied)
 	require.ErrorContains(t, err, "$SRV.")
 	require.NoError(t, b.Ready(t.Context()))
+}
+
+// Questions that came while a process stopped made it panic: a group that is waited for takes nobody in.
+func TestAskedWhileItStops(t *testing.T) {
+	_, b := fleet(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				_, _ = b.AskHistory(ctx, "etcd-prod")
+			}
+		})
+	}
+	for range 30 {
+		answered := make(chan struct{})
+		stop := announced(t, b, "", endpoints{bus.HistorySubject("*"): func(ctx context.Context, _ string, _ []byte) (proto.Message, error) {
+			select {
+			case answered <- struct{}{}:
+			case <-ctx.Done():
+			}
+			return &lifeboatv1.History{}, nil
+		}})
+		for range 20 {
+			<-answered
+		}
+		stop()
+	}
+	cancel()
+	wg.Wait()
 }

@@ -86,13 +86,13 @@ func NewRegistry() *prometheus.Registry {
 	return reg
 }
 
-// Instance is "name@host", to sign events with.
+// Instance is "name@host:pid", to sign events with: two workers on one host are two.
 func Instance(name string) string {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown-host"
 	}
-	return name + "@" + host
+	return fmt.Sprintf("%s@%s:%d", name, host, os.Getpid())
 }
 
 // Run serves health and metrics and runs the actors until the context ends or one of them fails.

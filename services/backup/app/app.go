@@ -126,6 +126,9 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return &service.UsageError{Err: err}
 	}
+	if o.Zone != "" && !config.ValidName(o.Zone) {
+		return &service.UsageError{Err: fmt.Errorf("--zone: %q cannot be a zone's name", o.Zone)}
+	}
 	base, err := service.NewBase("lifeboat-backup", o.ConfigPath, o.Logger, o.Roles...)
 	if err != nil {
 		return err

@@ -384,7 +384,7 @@ func TestWorkersAnnounceThemselves(t *testing.T) {
 	assert.Equal(t, "a", all[0].Zone)
 	assert.Equal(t, []string{"snapshot", "drill"}, all[0].Roles)
 	assert.Equal(t, 3, all[0].Concurrency)
-	assert.Contains(t, all[0].Actor, "lifeboat-backup@")
+	assert.Regexp(t, `^lifeboat-backup@.+:\d+$`, all[0].Actor, "two on one host are told apart")
 
 	got, err := y.bus.AskHistory(t.Context(), "one")
 	require.NoError(t, err)

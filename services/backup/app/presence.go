@@ -73,7 +73,7 @@ func (h historian) answer(ctx context.Context, subject string, data []byte) (pro
 // passed over: it would be as damaged the next time.
 func history(ctx context.Context, cat *catalog.Catalog, t config.Target, before time.Time) (*lifeboatv1.History, error) {
 	h := &lifeboatv1.History{Target: t.Name}
-	if err := snapshotHistory(ctx, cat, h, before); err != nil {
+	if err := snapshotHistory(ctx, cat, t, h, before); err != nil {
 		return nil, fmt.Errorf("reading what the bucket knows of %s: %w", t.Name, err)
 	}
 	if err := drillHistory(ctx, cat, t, h, before); err != nil {
@@ -82,13 +82,19 @@ func history(ctx context.Context, cat *catalog.Catalog, t config.Target, before 
 	return h, nil
 }
 
-// snapshotHistory looks for the newest good snapshot, and for the newest tick that has one. They are usually the same.
-func snapshotHistory(ctx context.Context, cat *catalog.Catalog, h *lifeboatv1.History, before time.Time) error {
+// historyDepth is how many of a target's snapshots, and of its drills, are looked at, from the newest back. Whoever asks waits half a
+// minute, and asks again then: an answer that takes longer would never come. A target that has more than that without the tick of a
+// schedule has none to speak of.
+const historyDepth = 200
+
+// snapshotHistory looks for the newest good snapshot, and for the newest tick that has one if the target has a schedule. They are usually
+// the same.
+func snapshotHistory(ctx context.Context, cat *catalog.Catalog, t config.Target, h *lifeboatv1.History, before time.Time) error {
 	ids, err := cat.IDs(ctx, h.GetTarget())
 	if err != nil {
 		return err
 	}
-	for _, id := range slices.Backward(ids) {
+	for _, id := range slices.Backward(ids[max(0, len(ids)-historyDepth):]) {
 		m, err := cat.Manifest(ctx, h.GetTarget(), id)
 		if gone(err) {
 			continue
@@ -112,7 +118,7 @@ func snapshotHistory(ctx context.Context, cat *catalog.Catalog, h *lifeboatv1.Hi
 				h.SnapshotId, h.SnapshotStartedAt = id, m.GetStartedAt()
 			}
 		}
-		if h.GetSnapshotId() != "" && h.GetSnapshotTick() != nil {
+		if h.GetSnapshotId() != "" && (h.GetSnapshotTick() != nil || t.Schedule == "") {
 			return nil
 		}
 	}
@@ -127,7 +133,11 @@ func drillHistory(ctx context.Context, cat *catalog.Catalog, t config.Target, h 
 	if !wanted() {
 		return nil
 	}
+	depth := 0
 	for report, err := range cat.EachDrill(ctx, t.Name) {
+		if depth++; depth > historyDepth {
+			return nil
+		}
 		if gone(err) {
 			continue
 		}

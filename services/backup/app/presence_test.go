@@ -1,6 +1,7 @@
 package app
 
 import (
+	"errors"
 	"net/http"
 	"os"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/s3test"
+	"github.com/lifeboat-fleet/lifeboat/fleet/service"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store/s3"
@@ -45,7 +47,7 @@ func (l *lab) rehearsed(t *testing.T, snapshot string, h int, change func(*lifeb
 
 func TestHistoryIsTheNewestOfEachKind(t *testing.T) {
 	l := labFor(t)
-	target := config.Target{Name: etcdTarget, Drill: config.Drill{Schedule: "@daily", Escrow: config.Escrow{Schedule: "@weekly"}}}
+	target := config.Target{Name: etcdTarget, Schedule: "@hourly", Drill: config.Drill{Schedule: "@daily", Escrow: config.Escrow{Schedule: "@weekly"}}}
 	ask := func(before time.Time) *lifeboatv1.History {
 		t.Helper()
 		h, err := history(t.Context(), l.catalog, target, before)
@@ -110,6 +112,39 @@ func TestHistoryOfABucketThatCannotBeRead(t *testing.T) {
 	h, err := history(t.Context(), cat, target, time.Time{})
 	require.NoError(t, err)
 	assert.Equal(t, id, h.GetSnapshotId())
+}
+
+// Whoever has thousands of snapshots and never a tick gets an answer in time: the bucket is not read as a whole.
+func TestHistoryReadsAFewOfMany(t *testing.T) {
+	l := labFor(t)
+	begin := hour(0)
+	for i := range historyDepth + 50 {
+		at := begin.Add(time.Duration(i) * time.Minute)
+		require.NoError(t, l.catalog.Commit(t.Context(), &lifeboatv1.Manifest{
+			Format: catalog.Format, Id: at.Format("20060102T150405.000Z") + "-1", Target: etcdTarget, StartedAt: timestamppb.New(at),
+		}))
+	}
+	proxy := s3test.NewProxy(t, l.server)
+	objects, err := s3.New(t.Context(), proxy.Config)
+	require.NoError(t, err)
+	cat := catalog.New(objects, l.prefix)
+	for schedule, most := range map[string]int{"": 3, "@hourly": historyDepth + 3} {
+		proxy.Forget()
+		h, err := history(t.Context(), cat, config.Target{Name: etcdTarget, Schedule: schedule}, time.Time{})
+		require.NoError(t, err)
+		assert.NotEmpty(t, h.GetSnapshotId())
+		assert.Nil(t, h.GetSnapshotTick())
+		assert.LessOrEqual(t, proxy.Count("GetObject"), most)
+		assert.Positive(t, proxy.Count("GetObject"))
+	}
+}
+
+// A zone that no target can have is a mistake, and would leave the worker without that zone's jobs.
+func TestAZoneThatCannotBe(t *testing.T) {
+	err := Run(t.Context(), Options{ConfigPath: "none.yaml", Zone: "Beijing 1"})
+	usage, ok := errors.AsType[*service.UsageError](err)
+	require.True(t, ok, err)
+	assert.ErrorContains(t, usage, "--zone")
 }
 
 func TestAQuestionWithoutAMomentIsRefused(t *testing.T) {

@@ -244,7 +244,7 @@ func isOutcome(e *lifeboatv1.Event) bool {
 
 func failed(e *lifeboatv1.Event) bool {
 	switch e.GetVerb() {
-	case "failed", "escrow-failed", "rejected", "cancelled":
+	case "failed", "escrow-failed", "rejected", "cancelled", "stopped":
 		return true
 	}
 	return false

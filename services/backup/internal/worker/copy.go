@@ -67,7 +67,7 @@ func (w *Worker) copyAll(ctx context.Context, j job, newest *lifeboatv1.Manifest
 		}
 		err = w.copy(ctx, s.Manifest)
 		if isDamage(err) && id != newest.GetId() {
-			err = w.rotten(ctx, s.Manifest, newest.GetJobId(), err)
+			err = w.rotten(ctx, s.Manifest, j, err)
 		}
 		if err != nil {
 			return fmt.Errorf("copying snapshot %s: %w", id, err)
@@ -108,7 +108,8 @@ func (w *Worker) copied(ctx context.Context, j job, m *lifeboatv1.Manifest) erro
 	w.metrics.ended.WithLabelValues("copy", m.GetTarget(), "passed").Inc()
 	return w.Bus.Emit(ctx, &lifeboatv1.Event{
 		Id: "copy.passed." + m.GetId(), Noun: "copy", Verb: "passed", Target: m.GetTarget(), JobId: m.GetJobId(),
-		SnapshotId: m.GetId(), RequestedBy: j.requestedBy(), Attributes: j.attributes(nil), Message: "snapshot " + m.GetId() + " is in the second bucket too, and so is every good one before it",
+		SnapshotId: m.GetId(), RequestedBy: j.requestedBy(), Attributes: j.attributes(nil),
+		Message: "snapshot " + m.GetId() + " is in the second bucket too, and so is every good one before it",
 	})
 }
 

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"sync"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
@@ -18,7 +19,7 @@ type drain struct {
 
 // Drained counts what became of the jobs that were at hand when the service began to stop.
 type Drained struct {
-	// Finished ended within the time of grace; Failed did too, and are tried again or are dead letters.
+	// Finished ended within the time of grace, or were cancelled; Failed did too, and are tried again or are dead letters.
 	Finished, Failed int
 	// HandedBack were given to another worker.
 	HandedBack int
@@ -73,7 +74,7 @@ func (d *drain) ended(err error) {
 	case bus.IsHandBack(err):
 		d.totals.HandedBack++
 	case !d.begun:
-	case err == nil:
+	case err == nil, errors.Is(err, bus.ErrCancelled):
 		d.totals.Finished++
 	default:
 		d.totals.Failed++

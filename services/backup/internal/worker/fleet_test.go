@@ -312,6 +312,119 @@ func TestACancelledJobEnds(t *testing.T) {
 	require.Len(t, f.snapshots(), 1)
 }
 
+// waiting hires a worker whose fleet may take one snapshot at a time, and has t-1 wait behind t-0, which runs.
+func (f *fleet) waiting(g *gate) *worker.Worker {
+	f.t.Helper()
+	f.targets([]string{"t-0", "t-1"}, func(c *config.Config) { c.Workers.FleetConcurrency.Snapshot = 1 })
+	f.sourceOf = g.open
+	var w *worker.Worker
+	f.hire(hand{name: "worker", works: []config.Work{config.WorkSnapshot}, concurrency: 2, worker: &w})
+	f.publish(config.WorkSnapshot, "t-0", "")
+	g.waitFor(f.t, 1)
+	f.publish(config.WorkSnapshot, "t-1", "")
+	require.Eventually(f.t, func() bool { return w.Running() == 2 }, 20*time.Second, 10*time.Millisecond)
+	return w
+}
+
+// A job that is cancelled while it waits for its turn makes room at once, and never begins: not even when a later job of the target
+// has the claim by then, which it would take from it.
+func TestAJobThatIsCancelledWhileItWaits(t *testing.T) {
+	for _, followed := range []bool{false, true} {
+		t.Run(fmt.Sprint("followed ", followed), func(t *testing.T) {
+			f := newFleet(t)
+			g := newGate()
+			w := f.waiting(g)
+			id, was, err := f.events.CancelJob(t.Context(), config.WorkSnapshot, "t-1", "", "a test")
+			require.NoError(t, err)
+			assert.Nil(t, was)
+			if followed {
+				id = f.followed("t-1")
+			}
+			require.Eventually(t, func() bool { return w.Running() == 1 }, 10*time.Second, 10*time.Millisecond, "it still waits")
+			if !followed {
+				e := f.event("job", "stopped", "t-1")
+				assert.Equal(t, id, e.GetJobId())
+				assert.Equal(t, "0", e.GetAttributes()["attempt"])
+			}
+			close(g.release)
+			require.Eventually(t, func() bool { return f.ends("snapshot", "committed")["t-0"] == 1 }, 20*time.Second, 20*time.Millisecond)
+			assert.Equal(t, id, f.claim("t-1").GetJobId())
+			assert.Zero(t, f.ends("snapshot", "started")["t-1"])
+		})
+	}
+}
+
+// followed has a later job of the target take the claim, and returns its id.
+func (f *fleet) followed(name string) string {
+	f.t.Helper()
+	later := &bus.Message{Subject: bus.JobSubject(config.WorkSnapshot, name), Seq: 1_000_000, Stored: time.Now(), Delivery: 1}
+	_, err := f.events.Claim(f.t.Context(), config.WorkSnapshot, name, later)
+	require.NoError(f.t, err)
+	return later.ID()
+}
+
+// What a reload did to a target while its job waited counts when its turn comes.
+func TestAReloadWhileAJobWaits(t *testing.T) {
+	f := newFleet(t)
+	g := newGate()
+	f.waiting(g)
+	f.targets([]string{"t-0", "t-1"}, func(c *config.Config) {
+		c.Workers.FleetConcurrency.Snapshot, c.Targets[1].Zone = 1, "elsewhere"
+	})
+	close(g.release)
+	require.Eventually(t, func() bool { return f.ends("snapshot", "committed")["t-0"] == 1 }, 20*time.Second, 20*time.Millisecond)
+	f.hire(hand{name: "there", zone: "elsewhere", works: []config.Work{config.WorkSnapshot}})
+	assert.Equal(t, "there", f.event("snapshot", "committed", "t-1").GetActor())
+	assert.Empty(t, f.ends("snapshot", "interrupted"))
+}
+
+// A job that waits for another worker's commit when the service begins to stop does not begin any more.
+func TestADrainWhileAnotherWorkerCommits(t *testing.T) {
+	f := newFleet(t)
+	f.publish(config.WorkSnapshot, target, "")
+	earlier := &bus.Message{Subject: bus.JobSubject(config.WorkSnapshot, target), Seq: 1, Stored: time.Now().Add(-time.Hour), Delivery: 1}
+	c, err := f.events.Claim(t.Context(), config.WorkSnapshot, target, earlier)
+	require.NoError(t, err)
+	_, done, err := c.Commit(t.Context())
+	require.NoError(t, err)
+	defer done()
+	var w *worker.Worker
+	f.hire(hand{name: "worker", works: []config.Work{config.WorkSnapshot}, worker: &w})
+	require.Eventually(t, func() bool { return w.Running() == 1 }, 20*time.Second, 10*time.Millisecond)
+	w.Drain()
+	require.NoError(t, c.Release(t.Context()))
+	f.event("job", "handed-back", target)
+	assert.Equal(t, lifeboatv1.ClaimState_PHASE_HANDED_BACK, f.claim(target).GetPhase())
+	assert.Zero(t, f.count("snapshot", "started"))
+}
+
+// A snapshot whose commit is all that succeeded in its last attempt exists, and is not told of as failed.
+func TestASnapshotThatExistsHasNotFailed(t *testing.T) {
+	f := newFleet(t)
+	var w *worker.Worker
+	f.hire(hand{name: "worker", works: []config.Work{config.WorkVerify}, worker: &w})
+	m := &bus.Message{Subject: bus.JobSubject(config.WorkSnapshot, target), Seq: 77, Stored: time.Now(), Attempt: 3}
+	require.NoError(t, f.catalog.Commit(t.Context(), &lifeboatv1.Manifest{Format: catalog.Format, Id: m.ID(), Target: target, Data: &lifeboatv1.Data{Key: "there"}}))
+	require.NoError(t, w.OnDead(t.Context(), m, errors.New("publishing the event: no answer")))
+	assert.Equal(t, m.ID(), f.event("snapshot", "committed", target).GetSnapshotId())
+	assert.Zero(t, f.count("snapshot", "failed"))
+	m.Seq++
+	require.NoError(t, w.OnDead(t.Context(), m, errors.New("connection refused")))
+	assert.Equal(t, m.ID(), f.event("snapshot", "failed", target).GetJobId())
+}
+
+// A prune says why an attempt ended, like the other kinds of work.
+func TestAPruneThatFailsIsToldOf(t *testing.T) {
+	f := newFleet(t)
+	proxy := f.behind(s3test.NewProxy(t, f.s3))
+	proxy.Handle(s3test.Always("ListObjectVersions", s3test.Answer(http.StatusBadRequest, "InvalidRequest")))
+	f.target(func(c *config.Target) { c.Retention.Last = 1 })
+	f.work()
+	f.publish(config.WorkPrune, target, "")
+	assert.NotEmpty(t, f.event("prune", "interrupted", target).GetMessage())
+	assert.Equal(t, "3", f.event("prune", "failed", target).GetAttributes()["attempts"])
+}
+
 // A worker that has not read the new configuration yet must not reject the first job of a new target.
 func TestTheFirstJobOfANewTargetWaitsForTheConfiguration(t *testing.T) {
 	f := newFleet(t)
@@ -331,15 +444,19 @@ func TestTheFirstJobOfANewTargetWaitsForTheConfiguration(t *testing.T) {
 // Events of a job say for which tick it was, and which attempt; what died says who asked for it.
 func TestEventsSayAttemptAndTick(t *testing.T) {
 	f := newFleet(t)
+	f.target(func(c *config.Target) { c.Retention.Last = 1 })
 	f.work()
+	f.snapshot() // for the prune
 	const job = `{"tick":"2026-11-21T04:00:00Z","requestedBy":"scheduler"}`
 	said := map[string]string{"attempt": "1", "tick": "2026-11-21T04:00:00Z"}
 	for _, work := range config.Works() {
 		f.publish(work, target, job)
+		require.Eventually(t, func() bool { return f.count("snapshot", "committed") == 2 }, 20*time.Second, 20*time.Millisecond)
 		f.event(string(work), map[config.Work]string{config.WorkSnapshot: "committed"}[work]+map[bool]string{true: "passed"}[work != config.WorkSnapshot], target)
 	}
 	for _, kind := range []string{
 		"snapshot.started", "snapshot.committed", "verify.started", "verify.passed", "drill.started", "drill.passed", "prune.started", "prune.passed",
+		"source.well", "snapshot.deleted",
 	} {
 		noun, verb, _ := strings.Cut(kind, ".")
 		e := f.event(noun, verb, target)
@@ -385,6 +502,47 @@ func TestADrillThatLostItsClaimWritesNoReport(t *testing.T) {
 	assert.Equal(t, int64(2), successor.Attempt)
 	assert.Empty(t, f.snapshots()[0].Drills)
 	assert.Zero(t, f.count("drill", "passed"))
+}
+
+// Work of hours notices within seconds that another delivery has its claim, also where it reads one thing for very long, and leaves
+// nothing behind.
+func TestLongWorkThatLostItsClaimStops(t *testing.T) {
+	for work, op := range map[config.Work]string{config.WorkVerify: "GetObject", config.WorkPrune: "ListObjectVersions"} {
+		t.Run(string(work), func(t *testing.T) {
+			f := newFleet(t)
+			f.target(func(c *config.Target) { c.Retention.Last = 1 })
+			f.work()
+			f.snapshot()
+			f.stop()
+			proxy := f.behind(s3test.NewProxy(t, f.s3))
+			proxy.Handle(func(r *http.Request) s3test.Fault {
+				if s3test.Op(r) == op && !strings.HasSuffix(s3test.Key(r), ".json") {
+					return s3test.Hang()
+				}
+				return s3test.Pass()
+			})
+			w := worker.New(worker.Options{
+				Config: f.config.Load, Objects: f.objects, Catalog: f.catalog, Remover: f.objects, Bus: f.connect("given up"),
+				Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Registerer: prometheus.NewRegistry(), Clock: time.Now,
+			})
+			message := &bus.Message{Subject: bus.JobSubject(work, target), Seq: 77, Stored: time.Now(), Delivery: 1}
+			successor, done := *message, make(chan error, 1)
+			go func() { done <- w.Handler(work)(t.Context(), message) }()
+			require.Eventually(t, func() bool { return proxy.Hanging() > 0 }, 20*time.Second, 10*time.Millisecond)
+			_, err := f.events.Claim(t.Context(), work, target, &successor)
+			require.NoError(t, err)
+			select {
+			case err = <-done:
+				require.ErrorIs(t, err, bus.ErrClaimLost)
+			case <-time.After(20 * time.Second):
+				require.Fail(t, "it goes on")
+			}
+			assert.Equal(t, message.ID(), f.event(string(work), "interrupted", target).GetJobId())
+			assert.Zero(t, f.count(string(work), "passed"))
+			proxy.Handle(nil)
+			assert.Empty(t, f.snapshots()[0].Marks)
+		})
+	}
 }
 
 // Every kind of work is handed back when the service stops, and is the same attempt at the next worker.

@@ -17,14 +17,17 @@ import (
 
 const (
 	defaultPatience = 30 * time.Second
-	// How soon a job that is not for this worker is offered again: the right one may be the next that is asked, or away for long.
-	firstHandBack, maxHandBack = 50 * time.Millisecond, 5 * time.Second
+	// How soon a job that is not for this worker is offered again: the right one may be the next that is asked, or away for long. The
+	// jobs of thousands of targets whose zone has no worker must not keep the others' workers busy with handing them back.
+	firstHandBack, maxHandBack = 50 * time.Millisecond, 30 * time.Second
+	// How soon a worker looks again whether a job has ended well whose last attempt died, when the bucket did not answer.
+	lastLookAgain = time.Minute
 	// How often a worker looks whether somebody took or cancelled its job.
 	holdInterval = 2 * time.Second
 	// How long it may take to let go of a job when the service stops.
 	letGoTimeout = 5 * time.Second
-	// How often a job that waits for a slot looks whether the limit was changed.
-	limitInterval = time.Second
+	// How often a job that waits for a slot looks whether the limit was changed, or the job cancelled.
+	waitInterval = time.Second
 )
 
 // Handler returns the bus handler of one kind of work.
@@ -33,12 +36,9 @@ func (w *Worker) Handler(work config.Work) bus.Handler {
 		config.WorkSnapshot: w.snapshot, config.WorkVerify: w.verify, config.WorkDrill: w.drill, config.WorkPrune: w.prune,
 	}[work]
 	return func(ctx context.Context, m *bus.Message) error {
-		j, err := w.decode(m)
+		j, err := w.accept(m)
 		if err != nil {
 			return err
-		}
-		if zone := j.target.Zone; zone != "" && zone != w.Zone {
-			return bus.HandBack(handBackDelay(m.Delivery), fmt.Errorf("%s is of zone %q, and this worker is not", j.target.Name, zone))
 		}
 		w.drain.began()
 		err = w.handle(ctx, j, do)
@@ -47,9 +47,23 @@ func (w *Worker) Handler(work config.Work) bus.Handler {
 	}
 }
 
-// handBackDelay grows with how often a message was delivered, so that a job that no worker can do now costs next to nothing.
+// accept decodes a job, unless it is for another worker.
+func (w *Worker) accept(m *bus.Message) (job, error) {
+	j, err := w.decode(m)
+	if err != nil {
+		return job{}, err
+	}
+	if zone := j.target.Zone; zone != "" && zone != w.Zone {
+		return job{}, bus.HandBack(handBackDelay(m.Delivery), fmt.Errorf("%s is of zone %q, and this worker is not", j.target.Name, zone))
+	}
+	return j, nil
+}
+
+// handBackDelay grows with how often a message was delivered, so that a job that no worker can do now costs next to nothing. It grows
+// slowly: the server offers a message to whoever has waited longest, so that it passes all other idle workers before it reaches the
+// right one. After a minute that are some forty.
 func handBackDelay(delivery int64) time.Duration {
-	d := float64(firstHandBack) * math.Pow(1.5, float64(min(max(delivery, 1), 40)-1))
+	d := float64(firstHandBack) * math.Pow(1.15, float64(min(max(delivery, 1), 60)-1))
 	return time.Duration(min(d, float64(maxHandBack)))
 }
 
@@ -57,18 +71,23 @@ func handBackDelay(delivery int64) time.Duration {
 func (w *Worker) handle(ctx context.Context, j job, do func(context.Context, job) error) error {
 	free, err := w.slot(ctx, j)
 	if err != nil {
-		return w.handBack(ctx, j, err)
+		return w.notBegun(ctx, j, err)
 	}
 	defer free()
+	// The target may have been changed, moved or taken out while its job waited.
+	if j, err = w.accept(j.msg); err != nil {
+		return err
+	}
 	j.claim, err = w.Bus.Claim(ctx, j.work, j.target.Name, j.msg)
 	if errors.Is(err, bus.ErrExhausted) {
 		return w.lastLook(ctx, j, err)
 	}
-	if errors.Is(err, bus.ErrCancelled) {
-		return w.cancelled(ctx, j, err)
+	if err == nil && w.drain.isOn() { // it may have waited for a commit of another worker
+		w.settle(ctx, j, j.claim.HandBack)
+		err = bus.ErrStopping
 	}
 	if err != nil {
-		return w.handBack(ctx, j, err)
+		return w.notBegun(ctx, j, err)
 	}
 	held, let := j.claim.Hold(ctx, holdInterval)
 	defer let()
@@ -91,6 +110,14 @@ func (w *Worker) handle(ctx context.Context, j job, do func(context.Context, job
 	return w.handBack(ctx, j, err)
 }
 
+// notBegun ends a delivery whose work has not begun.
+func (w *Worker) notBegun(ctx context.Context, j job, err error) error {
+	if errors.Is(err, bus.ErrCancelled) {
+		return w.cancelled(ctx, j, err)
+	}
+	return w.handBack(ctx, j, err)
+}
+
 // settle ends the claim. Without it the next job takes the claim over all the same.
 func (w *Worker) settle(ctx context.Context, j job, end func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), letGoTimeout)
@@ -101,9 +128,9 @@ func (w *Worker) settle(ctx context.Context, j job, end func(context.Context) er
 	}
 }
 
-// stopped says whether a job ends early because the service stops.
+// stopped says whether a job ends early because the service stops. One that somebody else has is not this worker's to hand back.
 func (w *Worker) stopped(ctx context.Context, err error) bool {
-	return err != nil && !bus.IsTerminal(err) && (errors.Is(context.Cause(ctx), bus.ErrStopping) || errors.Is(err, bus.ErrStopping))
+	return err != nil && !bus.IsTerminal(err) && !errors.Is(err, bus.ErrClaimLost) && (errors.Is(context.Cause(ctx), bus.ErrStopping) || errors.Is(err, bus.ErrStopping))
 }
 
 // handBack marks an error with which a job ends early because the service stops, and tells of it. Other errors stay as they are.
@@ -143,11 +170,16 @@ func (w *Worker) tell(ctx context.Context, j job, verb, message string, more map
 func (w *Worker) attempted(ctx context.Context, j job, work func() error) error {
 	w.attempt(ctx, j, "started", "")
 	err := work()
-	// What is handed back or was cancelled is told of as that.
-	if err != nil && !w.stopped(ctx, err) && !errors.Is(context.Cause(ctx), bus.ErrCancelled) {
-		w.attempt(context.WithoutCancel(ctx), j, "interrupted", err.Error())
-	}
+	w.interrupted(ctx, j, err)
 	return err
+}
+
+// interrupted tells why an attempt ended without a result, if it did. What is handed back or was cancelled is told of as that.
+func (w *Worker) interrupted(ctx context.Context, j job, err error) {
+	if err == nil || w.stopped(ctx, err) || errors.Is(err, bus.ErrCancelled) || errors.Is(context.Cause(ctx), bus.ErrCancelled) {
+		return
+	}
+	w.attempt(context.WithoutCancel(ctx), j, "interrupted", err.Error())
 }
 
 func (w *Worker) attempt(ctx context.Context, j job, verb, message string) {
@@ -182,7 +214,7 @@ func (w *Worker) slot(ctx context.Context, j job) (free func(), err error) {
 			return func() {}, nil
 		}
 		waiting, stop := context.WithCancelCause(ctx)
-		go w.watchLimit(waiting, stop, j.work, limit)
+		go w.watch(waiting, stop, j, limit)
 		s, err := w.Bus.Slot(waiting, j.work, limit)
 		cause := context.Cause(waiting)
 		stop(nil)
@@ -202,9 +234,9 @@ func (w *Worker) limit(work config.Work) int { return w.Config().Workers.FleetCo
 
 var errLimitChanged = errors.New("the fleet's concurrency was changed")
 
-// watchLimit ends the waiting for a slot when the limit changes or the service begins to stop.
-func (w *Worker) watchLimit(ctx context.Context, stop context.CancelCauseFunc, work config.Work, limit int) {
-	ticker := time.NewTicker(limitInterval)
+// watch ends the waiting for a slot when the limit changes, the job is cancelled, or the service begins to stop.
+func (w *Worker) watch(ctx context.Context, stop context.CancelCauseFunc, j job, limit int) {
+	ticker := time.NewTicker(waitInterval)
 	defer ticker.Stop()
 	for {
 		select {
@@ -215,11 +247,24 @@ func (w *Worker) watchLimit(ctx context.Context, stop context.CancelCauseFunc, w
 			return
 		case <-ticker.C:
 		}
-		if w.limit(work) != limit {
+		if w.limit(j.work) != limit {
 			stop(errLimitChanged)
 			return
 		}
+		if err := w.outlived(ctx, j); err != nil {
+			stop(err)
+			return
+		}
 	}
+}
+
+// outlived says why a job that waits must not begin any more. A claim that cannot be read says nothing: taking it decides.
+func (w *Worker) outlived(ctx context.Context, j job) error {
+	last := &lifeboatv1.ClaimState{}
+	if _, _, err := w.Bus.Last(ctx, bus.StreamJobs, bus.ClaimSubject(j.target.Name, j.work), last); err != nil {
+		return nil //nolint:nilerr // not known is not cancelled
+	}
+	return j.msg.Outlived(last)
 }
 
 // lastLook ends a job whose claim was refused, because all its attempts have begun before and the last one did not come to an end. Its
@@ -233,7 +278,9 @@ func (w *Worker) lastLook(ctx context.Context, j job, gaveUp error) error {
 		return gaveUp
 	}
 	if err != nil {
-		return bus.HandBack(maxHandBack, err) // to look again
+		w.Logger.WarnContext(ctx, "could not see whether a job has ended well whose last attempt died; looking again",
+			slog.String("target", j.target.Name), slog.String("job_id", j.id), slog.Duration("after", lastLookAgain), slog.Any("err", err))
+		return bus.HandBack(lastLookAgain, err)
 	}
 	return w.conclude(ctx, j, m, false)
 }

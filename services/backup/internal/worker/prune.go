@@ -123,7 +123,9 @@ func (w *Worker) prune(ctx context.Context, j job) error {
 		return bus.Terminal(reasonDenied, fmt.Errorf("pruning %s: %w; a prune worker needs %s", j.target.Name, err, pruneRights))
 	}
 	if err != nil {
-		return fmt.Errorf("pruning %s: %w", j.target.Name, err)
+		err = fmt.Errorf("pruning %s: %w", j.target.Name, err)
+		w.interrupted(ctx, j, err)
+		return err
 	}
 	return w.pruneEnded(ctx, here, message, begin)
 }
@@ -255,7 +257,7 @@ func (p *pruning) tellDeleted(ctx context.Context, id string, bytes int64, messa
 	err := p.Bus.Emit(ctx, &lifeboatv1.Event{
 		Id: fmt.Sprintf("%s.deleted.%s.%s", p.place.noun(), p.job.target.Name, id), Noun: p.place.noun(), Verb: "deleted", Target: p.job.target.Name, JobId: p.job.id,
 		SnapshotId: id, RequestedBy: p.job.requestedBy(), Message: message,
-		Attributes: p.place.attributes(map[string]string{"freed_bytes": fmt.Sprint(bytes)}),
+		Attributes: p.job.attributes(p.place.attributes(map[string]string{"freed_bytes": fmt.Sprint(bytes)})),
 	})
 	if err != nil {
 		return &stopError{fmt.Errorf("recording that %s was deleted: %w", id, err)}

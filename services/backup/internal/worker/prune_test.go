@@ -545,7 +545,7 @@ func TestAPruneThatLostItsJobStops(t *testing.T) {
 	f.days(5)
 	err := f.prune(t.Context(), pruner{remover: &during{f.objects, 1, func(store.Version) {
 		_, err := f.events.Claim(t.Context(), config.WorkPrune, target, &bus.Message{
-			Subject: bus.JobSubject(config.WorkPrune, target), Seq: 1, Stored: time.Now(), Attempt: 2,
+			Subject: bus.JobSubject(config.WorkPrune, target), Seq: 1 << 40, Stored: time.Now(), Attempt: 2,
 		})
 		assert.NoError(t, err)
 	}}})

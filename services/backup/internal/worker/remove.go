@@ -125,9 +125,9 @@ func (p *pruning) deleteOrphan(ctx context.Context, o catalog.Orphan) error {
 		Id: fmt.Sprintf("orphan.deleted.%s%s@%s", p.place.name, o.Key, id), Noun: "orphan", Verb: "deleted", Target: p.job.target.Name,
 		JobId: p.job.id, SnapshotId: o.ID, RequestedBy: p.job.requestedBy(),
 		Message: fmt.Sprintf("deleting %s (%s), %d bytes, %s old: no snapshot needs it", o.Key, o.Why, o.Bytes, age),
-		Attributes: p.place.attributes(map[string]string{
+		Attributes: p.job.attributes(p.place.attributes(map[string]string{
 			"key": o.Key, "bytes": fmt.Sprint(o.Bytes), "age_seconds": fmt.Sprintf("%.0f", age.Seconds()), "why": o.Why,
-		}),
+		})),
 	})
 	if err != nil {
 		return &stopError{fmt.Errorf("recording that %s is deleted: %w", o.Key, err)}

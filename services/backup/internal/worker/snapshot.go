@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
@@ -120,6 +121,28 @@ func (w *Worker) arrived(ctx context.Context, msg *bus.Message) (bool, error) {
 	return true, w.committed(ctx, j, m)
 }
 
+// existsTimeout is how long the bucket may take to say whether a snapshot exists whose job has failed. When it does not, the job has
+// failed: a bucket that is away is the likeliest reason for that.
+const existsTimeout = 3 * time.Second
+
+// exists tells of the snapshot of a job that failed after the commit, because NATS did not take its event: it must not be called
+// failed. A copy that failed is told of as that.
+func (w *Worker) exists(ctx context.Context, msg *bus.Message, failed error) (told bool, err error) {
+	_, copied := errors.AsType[*copyError](failed)
+	_, rejected := errors.AsType[*rejectedError](failed)
+	j, err := w.decode(msg)
+	if copied || rejected || err != nil || j.work != config.WorkSnapshot {
+		return false, nil // it cannot be looked for, and is told of as failed
+	}
+	looking, cancel := context.WithTimeout(ctx, existsTimeout)
+	defer cancel()
+	m, err := w.Catalog.Manifest(looking, j.target.Name, j.id)
+	if err != nil {
+		return false, nil // as above
+	}
+	return true, w.committed(ctx, j, m)
+}
+
 // ours returns the manifest that exists, if it is the one that was just written: its answer was lost and the SDK tried
 // again. Another one describes other data under the same key, and must not be called a success.
 func (w *Worker) ours(ctx context.Context, m *lifeboatv1.Manifest) (*lifeboatv1.Manifest, error) {
@@ -211,7 +234,7 @@ func (w *Worker) readBack(ctx context.Context, read []*part) (v *lifeboatv1.Veri
 		if err != nil && p.data.GetUnchangedSince() != "" && isDamage(err) {
 			rot = append(rot, fmt.Sprintf("the stored data of snapshot %s is damaged, and of every other that shares it; it was stored "+
 				"anew: %v", p.last.GetId(), err))
-			if err = w.rotten(ctx, p.last, p.job.id, err); err != nil {
+			if err = w.rotten(ctx, p.last, p.job, err); err != nil {
 				return nil, nil, err
 			}
 			p.last = nil
@@ -241,7 +264,7 @@ func (w *Worker) committed(ctx context.Context, j job, m *lifeboatv1.Manifest) e
 	if err != nil {
 		return err
 	}
-	if err := w.tellWorries(ctx, m); err != nil {
+	if err := w.tellWorries(ctx, j, m); err != nil {
 		return err
 	}
 	w.metrics.bytes.WithLabelValues(m.GetTarget(), "raw").Set(float64(m.GetData().GetRaw().GetBytes()))

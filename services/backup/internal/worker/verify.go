@@ -133,17 +133,18 @@ func (v *verification) found(ctx context.Context, c *catalog.Catalog, m *lifeboa
 
 // rotten records that other work came upon a stored snapshot that is damaged: a mark beside it, and the event that a
 // verification would have made, so that people hear of it although none was due.
-func (w *Worker) rotten(ctx context.Context, m *lifeboatv1.Manifest, job string, damage error) error {
+func (w *Worker) rotten(ctx context.Context, m *lifeboatv1.Manifest, j job, damage error) error {
 	err := w.Catalog.SetMark(ctx, &lifeboatv1.Mark{
-		Kind: lifeboatv1.Mark_KIND_VERIFIED, Target: m.GetTarget(), SnapshotId: m.GetId(), By: job,
+		Kind: lifeboatv1.Mark_KIND_VERIFIED, Target: m.GetTarget(), SnapshotId: m.GetId(), By: j.id,
 		At: timestamppb.New(w.Clock()), Reason: damage.Error(),
 	})
 	if err != nil {
 		return err
 	}
 	return w.Bus.Emit(ctx, &lifeboatv1.Event{
-		Id: "verify.failed.rot." + m.GetId(), Noun: "verify", Verb: "failed", Target: m.GetTarget(), JobId: job,
-		SnapshotId: m.GetId(), Message: fmt.Sprintf("the stored snapshot %s is damaged: %v", m.GetId(), damage),
+		Id: "verify.failed.rot." + m.GetId(), Noun: "verify", Verb: "failed", Target: m.GetTarget(), JobId: j.id,
+		SnapshotId: m.GetId(), RequestedBy: j.requestedBy(), Attributes: j.attributes(nil),
+		Message: fmt.Sprintf("the stored snapshot %s is damaged: %v", m.GetId(), damage),
 	})
 }
 

@@ -173,6 +173,8 @@ func (w *Worker) OnDead(ctx context.Context, m *bus.Message, failed error) error
 		if told, err := w.arrived(ctx, m); told || err != nil {
 			return err
 		}
+	} else if told, err := w.exists(ctx, m, failed); told {
+		return err
 	}
 	work, target, _ := bus.ParseJobSubject(m.Subject)
 	j := job{Job: &lifeboatv1.Job{}, msg: m}

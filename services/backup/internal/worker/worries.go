@@ -43,10 +43,11 @@ func worries(m, last *lifeboatv1.Manifest, guard int) []string {
 }
 
 // tellWorries publishes what should worry somebody about the source, or that nothing does any more.
-func (w *Worker) tellWorries(ctx context.Context, m *lifeboatv1.Manifest) error {
+func (w *Worker) tellWorries(ctx context.Context, j job, m *lifeboatv1.Manifest) error {
 	e := &lifeboatv1.Event{
 		Id: "source.well." + m.GetId(), Noun: "source", Verb: "well", Target: m.GetTarget(), SnapshotId: m.GetId(),
 		JobId: m.GetJobId(), Time: m.GetCommittedAt(), Message: "nothing about the source worries",
+		RequestedBy: j.requestedBy(), Attributes: j.attributes(nil),
 	}
 	if all := m.GetSource().GetWorries(); len(all) > 0 {
 		e.Id, e.Verb, e.Message = "source.worrying."+m.GetId(), "worrying", strings.Join(all, "; ")

@@ -25,8 +25,11 @@ const (
 
 // confirmLater notes that a worker is to be asked about an entry. The caller holds the lock.
 func (e *Emitter) confirmLater(en *entry) {
-	if en.anchored.IsZero() || en.asking || en.removing || en.unread || e.answers[en] != nil || en.known != nil {
+	if en.anchored.IsZero() || en.asking || en.told != nil || en.known != nil {
 		return
+	}
+	if en.unread || en.absent || en.removing || en.other != nil {
+		return // there is no anchor of this schedule in the stream yet, or none any more
 	}
 	en.asking = true
 	q := e.unconfirmed[en.key.target]
@@ -45,6 +48,12 @@ func (e *Emitter) confirmLater(en *entry) {
 type question struct {
 	before  time.Time
 	entries []*entry
+}
+
+// answer is what the bucket knows from before a moment.
+type answer struct {
+	*lifeboatv1.History
+	before time.Time
 }
 
 // confirm asks workers about anchors until the context ends. Nothing waits for the answers but the anchors.
@@ -94,15 +103,17 @@ func (e *Emitter) questions() map[string]question {
 // askAll asks about every target. It is false when some question is still open.
 func (e *Emitter) askAll(ctx context.Context, open map[string]question) bool {
 	// One first: without a worker there is none for the others either, of whom there may be very many.
+	all := true
 	for target, q := range open {
-		delete(open, target)
-		if err := e.askOne(ctx, target, q); errors.Is(err, bus.ErrNoWorker) || ctx.Err() != nil {
-			open[target] = q
+		err := e.askOne(ctx, target, q)
+		if errors.Is(err, bus.ErrNoWorker) || ctx.Err() != nil {
 			e.askAgain(open)
 			return false
-		} else if err != nil {
+		}
+		delete(open, target)
+		if err != nil {
 			e.askAgain(map[string]question{target: q})
-			return false
+			all = false
 		}
 		break
 	}
@@ -117,7 +128,7 @@ func (e *Emitter) askAll(ctx context.Context, open map[string]question) bool {
 			return err
 		})
 	}
-	return g.Wait() == nil
+	return g.Wait() == nil && all
 }
 
 func (e *Emitter) askOne(ctx context.Context, target string, q question) error {
@@ -156,7 +167,7 @@ func (e *Emitter) answer(q question, h *lifeboatv1.History) {
 	for _, en := range q.entries {
 		en.asking = false
 		if e.wanted(en) {
-			e.answers[en] = h
+			en.told = &answer{h, q.before}
 			e.queue(en)
 		}
 	}
@@ -181,9 +192,9 @@ func knownTick(s *spec, h *lifeboatv1.History) (tick time.Time, ok bool) {
 // by the catch-up policy, and the schedule is a usual one from then on.
 func (e *Emitter) confirmed(ctx context.Context, en *entry, target *config.Target) error {
 	now := e.now()
-	tick, ok := knownTick(en.spec, en.known)
-	if en.anchored.IsZero() || (ok && !tick.Before(en.anchored)) {
-		// Another replica was faster; or it had anchored the schedule earlier than was asked about, and it is asked again.
+	tick, ok := knownTick(en.spec, en.known.History)
+	if !en.known.before.Equal(en.anchored) {
+		// Another replica was faster to confirm the anchor; or that is not the one that was asked about, and it is asked again.
 		en.known = nil
 		return nil
 	}

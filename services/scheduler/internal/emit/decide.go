@@ -74,8 +74,6 @@ type verdict struct {
 	pending []time.Time
 	missed  tally
 	outcome lifeboatv1.ScheduleState_Outcome
-	// more says that there are ticks that this decision did not come to.
-	more bool
 }
 
 // empty says that there is nothing to decide.
@@ -88,7 +86,8 @@ type walked struct {
 	// run are those that the policy wants run, oldest first.
 	run    []time.Time
 	missed tally
-	more   bool
+	// more says that it did not come to all of them.
+	more bool
 }
 
 // walk goes over the ticks from next up to and including until, at the moment now.
@@ -143,17 +142,18 @@ func stopped(tick time.Time, p policy, pause *lifeboatv1.Pause) string {
 // decide says what becomes of the ticks that are due, and of those that wait. busy says that a job waits or runs already.
 func decide(v view, p policy, now time.Time, busy bool) verdict {
 	w := walk(v.schedule, v.next, now, now, p, v.pause)
-	d := verdict{tick: v.tick, missed: w.missed, more: w.more}
+	d := verdict{tick: v.tick, missed: w.missed}
 	if !w.tick.IsZero() {
 		d.tick = w.tick
 	}
-	queue := slices.Clone(v.pending)
-	if p.paused || inForce(v.pause, now) {
-		for _, tick := range queue {
+	queue := slices.DeleteFunc(slices.Clone(v.pending), func(tick time.Time) bool {
+		// A tick whose moment was in the pause was queued by a clock that ran ahead.
+		paused := p.paused || inForce(v.pause, now) || inForce(v.pause, tick)
+		if paused {
 			d.missed.add(reasonPaused, tick)
 		}
-		queue = nil
-	}
+		return paused
+	})
 	held := p.blackout(now)
 	queue = admit(queue, w.run, &d.missed, p, now, busy, held)
 	d.pending = queue

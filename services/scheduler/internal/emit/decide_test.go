@@ -322,7 +322,7 @@ func TestALongDowntimeIsDecidedInParts(t *testing.T) {
 			emitted++
 			assert.Equal(t, now, d.emit)
 		}
-		if !d.more {
+		if v.next.After(now) {
 			break
 		}
 	}

@@ -30,8 +30,9 @@
 // Replicas with different configurations. The line, zone and splay in a state say which timetable is in force. A replica whose
 // configuration just named another one writes an anchor with its own: the old timetable's ticks up to then are decided in the
 // same write (missed, "down"), and the new one's count from then. A replica that finds another one in force without having
-// been told anything new leaves the schedule to whoever wrote it, and takes it back by an anchor when that one is overdue. So at
-// any time one timetable is in force, and each of its ticks is decided.
+// been told anything new leaves the schedule to whoever wrote it, and takes it back by an anchor when that one is overdue. What a
+// reload replaced while it was worked on writes nothing after it has read what its successor wrote. So at any time one timetable is
+// in force, and each of its ticks is decided.
 //
 // What survives a crash, after each step:
 //
@@ -109,16 +110,15 @@ type Emitter struct {
 	later []*entry
 	// until is when the clock wakes up.
 	until time.Time
-	// unconfirmed are the entries to ask workers about, by target; answers what they said.
+	// unconfirmed are the entries to ask workers about, by target.
 	unconfirmed map[string]question
-	answers     map[*entry]*lifeboatv1.History
 }
 
 // New returns an emitter.
 func New(o Options) *Emitter {
 	return &Emitter{
 		Options: o, metrics: newMetrics(o.Registerer), wake: make(chan struct{}, 1), ask: make(chan struct{}, 1),
-		known: map[key]*entry{}, unconfirmed: map[string]question{}, answers: map[*entry]*lifeboatv1.History{},
+		known: map[key]*entry{}, unconfirmed: map[string]question{},
 	}
 }
 
@@ -207,11 +207,17 @@ func (e *Emitter) take() (*entry, time.Duration) {
 
 func (e *Emitter) takes(en *entry) *entry {
 	en.taken = true
-	if h := e.answers[en]; h != nil {
-		en.known = h
-		delete(e.answers, en)
+	if en.told != nil {
+		en.known, en.told = en.told, nil
 	}
 	return en
+}
+
+// superseded says that a reload put another entry in the place of this one, or ended its removal.
+func (e *Emitter) superseded(en *entry) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.wanted(en)
 }
 
 // wanted says whether an entry is still what the configuration says: a reload puts others in the place of those that it changed.
@@ -234,7 +240,7 @@ func (e *Emitter) put(en *entry, failed bool) {
 		return
 	}
 	e.table.Add(&en.Entry)
-	if e.answers[en] != nil || (!failed && en.waitsFor()) {
+	if en.told != nil || (!failed && en.waitsFor()) {
 		e.queue(en)
 	}
 	e.confirmLater(en)

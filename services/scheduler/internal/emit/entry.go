@@ -57,8 +57,8 @@ type entry struct {
 	unrecorded *lifeboatv1.ScheduleState
 	// anchored is when the schedule's state was found missing; zero once a worker was asked what the bucket knows.
 	anchored time.Time
-	// known is a worker's answer.
-	known *lifeboatv1.History
+	// known is a worker's answer that nothing was made of yet.
+	known *answer
 	// other is the state of another configuration that is in force.
 	other *lifeboatv1.ScheduleState
 
@@ -67,8 +67,9 @@ type entry struct {
 	unread, fresh, absent, removing, gone bool
 
 	// Under the emitter's lock: target is what the configuration says now, taken that somebody works on the entry, queued that it
-	// is in the queue of what can wait, asking that a worker is being asked.
+	// is in the queue of what can wait, asking that a worker is being asked, told what one said.
 	target                *config.Target
+	told                  *answer
 	taken, queued, asking bool
 }
 
@@ -181,8 +182,10 @@ func (en *entry) state(d verdict, now time.Time) *lifeboatv1.ScheduleState {
 	for _, p := range d.pending {
 		s.Pending = append(s.Pending, timestamppb.New(p))
 	}
-	if until := en.pause.GetUntil(); until != nil && !until.AsTime().After(now) && !d.more {
-		s.Pause = nil // it ended, and all its ticks are decided
+	if until := en.pause.GetUntil(); until != nil && !until.AsTime().After(now) {
+		if next := en.Schedule.Next(d.tick); next.IsZero() || !next.Before(until.AsTime()) {
+			s.Pause = nil // it ended, and all its ticks are decided
+		}
 	}
 	if !en.anchored.IsZero() {
 		s.Unconfirmed, s.AnchoredAt = true, timestamppb.New(en.anchored)

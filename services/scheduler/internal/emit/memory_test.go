@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -36,7 +37,8 @@ type memory struct {
 	log    []logged
 	jobs   []*lifeboatv1.Job
 	events map[string]*lifeboatv1.Event
-	worker *lifeboatv1.History
+	// ask is the worker; nil: there is none.
+	ask func(target string, before time.Time) (*lifeboatv1.History, error)
 }
 
 type logged struct {
@@ -155,13 +157,18 @@ func (m *memory) Emit(_ context.Context, e *lifeboatv1.Event) error {
 	return behind
 }
 
-func (m *memory) AskHistoryBefore(context.Context, string, time.Time) (*lifeboatv1.History, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.worker == nil {
+func (m *memory) AskHistoryBefore(_ context.Context, target string, before time.Time) (*lifeboatv1.History, error) {
+	if m.ask == nil {
 		return nil, bus.ErrNoWorker
 	}
-	return m.worker, nil
+	return m.ask(target, before)
+}
+
+// lose is NATS that lost its data.
+func (m *memory) lose() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.last)
 }
 
 // endJobs ends what waits or runs.
@@ -201,7 +208,8 @@ func TestASteppedClockIsNoticedWithinHalfAMinute(t *testing.T) {
 }
 
 // Replicas whose configurations change at different moments, between two lines and none, on a bus that is slow and breaks, with
-// clocks that are a little apart: no tick is emitted twice, and every tick of a timetable that was in force is emitted or missed.
+// clocks that are a little apart and now and then set, and a person who pauses and resumes: no tick is emitted twice or in a pause,
+// and every tick of a timetable that was in force is emitted or missed.
 func TestReplicasWithDifferentConfigurations(t *testing.T) {
 	configs := []*config.Config{
 		parse(t, "schedule: '@every 20s', overlap: queue"), parse(t, "schedule: '@every 30s', catch_up: all"), parse(t),
@@ -215,8 +223,10 @@ func TestReplicasWithDifferentConfigurations(t *testing.T) {
 			m.slow, m.fails = 300*time.Millisecond, 12
 			r := rand.New(rand.NewPCG(seed+round, 11))
 			var replicas []*replica
+			var clocks []*wallClock
 			for range 3 {
 				c := &wallClock{offset: time.Duration(r.IntN(100)) * time.Millisecond}
+				clocks = append(clocks, c)
 				replicas = append(replicas, quietReplica(t, m, configs[0], c.Now))
 			}
 			for range 60 {
@@ -228,7 +238,18 @@ func TestReplicasWithDifferentConfigurations(t *testing.T) {
 					replicas[r.IntN(3)].reload(configs[r.IntN(3)])
 					changes++
 				}
+				if r.IntN(8) == 0 {
+					by := time.Duration(r.IntN(120)-60) * time.Second
+					c := clocks[r.IntN(3)]
+					c.step(by)
+					time.Sleep(time.Duration(r.IntN(20_000)) * time.Millisecond) //nolint:forbidigo // as above
+					c.step(-by)
+				}
+				if r.IntN(6) == 0 {
+					m.pause(t, time.Duration(r.IntN(3)*30)*time.Second)
+				}
 			}
+			m.pause(t, 0)
 			for _, replica := range replicas {
 				replica.reload(configs[0])
 			}
@@ -252,6 +273,27 @@ func TestReplicasWithDifferentConfigurations(t *testing.T) {
 	t.Logf("%d reloads, %d ticks in force, %d emitted, %d missed", changes, ticks, jobs, missed)
 }
 
+// pause does what a person does who pauses the schedule for a time; 0: who resumes it.
+func (m *memory) pause(t *testing.T, length time.Duration) {
+	t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	found := m.last[bus.ScheduleSubject(target, "snapshot")]
+	if found == nil {
+		return
+	}
+	s := &lifeboatv1.ScheduleState{}
+	require.NoError(t, bus.Decode(found.Data, s))
+	now := time.Now()
+	if length > 0 {
+		s.Pause = &lifeboatv1.Pause{Since: timestamppb.New(now), Until: timestamppb.New(now.Add(length))}
+	} else if s.Pause != nil {
+		s.Pause.Until = timestamppb.New(now)
+	}
+	require.NoError(t, m.store(bus.Outgoing{Subject: found.Subject, Message: s}))
+	m.log = append(m.log, logged{state: s})
+}
+
 func quietReplica(t *testing.T, b Bus, cfg *config.Config, now func() time.Time) *replica {
 	t.Helper()
 	return replicaWith(t, b, cfg, now, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
@@ -269,8 +311,8 @@ func (m *memory) account(t *testing.T) (a account) {
 	for i, l := range m.log[1:] {
 		s := l.state
 		noted, _ := proto.Clone(prev).(*lifeboatv1.ScheduleState)
-		noted.Recorded = true
-		if proto.Equal(noted, s) {
+		noted.Pause, noted.Recorded = s.GetPause(), s.GetRecorded()
+		if proto.Equal(noted, s) { // it was recorded, paused or resumed
 			prev = s
 			continue
 		}
@@ -287,6 +329,7 @@ func (m *memory) account(t *testing.T) (a account) {
 			found++
 			tick := l.job.GetTick().AsTime()
 			require.False(t, emitted[tick], "%s was emitted twice", tick)
+			require.False(t, inForce(prev.GetPause(), tick), "%s was emitted in a pause", tick)
 			emitted[tick] = true
 		}
 		for _, missed := range s.GetMissed() {

@@ -44,8 +44,11 @@ func TestAChangedLine(t *testing.T) {
 func TestAReplicaWithAnOldLineStandsBack(t *testing.T) {
 	l := newLab(t, "03:30:00")
 	old, now := parse(t, fmt.Sprintf("schedule: %q", hourly)), parse(t, fmt.Sprintf("schedule: %q", halfHourly))
-	l.decided(hourly, "03:00:00", nil)
-	a, b := l.start(old), l.start(old)
+	l.decided(hourly, "02:00:00", nil)
+	b := l.start(old)
+	l.settled("it has read the state, and counts as one that was told nothing new", tickIs("03:00:00"))
+	l.end()
+	a := l.start(old)
 	a.reload(now)
 	l.settled("anchored", lineIs(halfHourly))
 	l.set(t, "03:45:00")

@@ -55,6 +55,10 @@ func (e *Emitter) turn(ctx context.Context, en *entry, target *config.Target) (d
 			return false, err
 		}
 	}
+	if e.superseded(en) {
+		// What was read may be of the entry that a reload put in the place of this one, and must not be taken back.
+		return true, nil
+	}
 	if en.unrecorded != nil {
 		return false, e.record(ctx, en)
 	}
@@ -120,7 +124,7 @@ func (e *Emitter) write(ctx context.Context, en *entry, d verdict) error {
 func (e *Emitter) written(en *entry, s *lifeboatv1.ScheduleState, seq uint64) {
 	en.written(s, seq, e.now())
 	for _, m := range s.GetMissed() {
-		e.metrics.missed.WithLabelValues(en.key.target, en.key.schedule, m.GetReason()).Add(float64(m.GetCount()))
+		e.metrics.missed.WithLabelValues(en.key.schedule, m.GetReason()).Add(float64(m.GetCount()))
 	}
 }
 
@@ -175,7 +179,7 @@ func (e *Emitter) emit(ctx context.Context, en *entry, d verdict, now time.Time)
 		return err
 	}
 	e.written(en, s, seq)
-	e.metrics.emitted.WithLabelValues(en.key.target, en.key.schedule).Inc()
+	e.metrics.emitted.WithLabelValues(en.key.schedule).Inc()
 	return nil
 }
 
@@ -199,6 +203,7 @@ func (e *Emitter) besideAnother(ctx context.Context, en *entry, target *config.T
 	}
 	now := e.now()
 	if !en.fresh && en.takeOver().After(now) {
+		en.known = nil // it is about the other's ticks
 		return true, nil
 	}
 	if !en.fresh {
