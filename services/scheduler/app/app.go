@@ -71,13 +71,22 @@ func Run(ctx context.Context, o Options) error {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	ticking := make(chan struct{})
 	emitter := emit.New(emit.Options{
 		Bus: base.Bus, Config: base.Config, Changed: base.Live.Changed(), Logger: base.Logger,
-		Registerer: base.Registry, Now: o.Now,
+		Registerer: base.Registry, Now: o.Now, Loaded: func() { close(ticking) },
 	})
 	watch := rpo.New(rpo.Options{
 		Bus: base.Bus, Config: base.Config, Changed: base.Live.Changed(), Logger: base.Logger, Registerer: base.Registry, Now: o.Now,
 	})
 	return base.Run(ctx, o.HTTPAddr, o.Started, nil,
-		service.Actor{Name: "ticks", Run: emitter.Run}, service.Actor{Name: "rpo", Run: watch.Run})
+		service.Actor{Name: "ticks", Run: emitter.Run}, service.Actor{Name: "rpo", Run: func(ctx context.Context) error {
+			// Ticks first: of a large fleet both read much at the start, and an age can wait for some seconds.
+			select {
+			case <-ticking:
+				return watch.Run(ctx)
+			case <-ctx.Done():
+				return nil
+			}
+		}})
 }

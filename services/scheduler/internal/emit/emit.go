@@ -92,6 +92,8 @@ type Options struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 	Now        func() time.Time
+	// Loaded is called once, when the states of all schedules have been looked for, so that ticks fire. It may be nil.
+	Loaded func()
 }
 
 // Emitter emits the ticks of all targets.
@@ -122,6 +124,12 @@ func New(o Options) *Emitter {
 	}
 }
 
+func (e *Emitter) loaded() {
+	if e.Loaded != nil {
+		e.Loaded()
+	}
+}
+
 // now is the wall clock alone: schedules are about it.
 func (e *Emitter) now() time.Time { return e.Now().Round(0) }
 
@@ -140,6 +148,7 @@ func (e *Emitter) Run(ctx context.Context) error {
 	}
 	wg.Go(func() { e.confirm(ctx) })
 	load, loadAt := true, time.Time{}
+	loaded := sync.OnceFunc(e.loaded)
 	for ctx.Err() == nil {
 		select {
 		case <-e.Changed:
@@ -148,6 +157,7 @@ func (e *Emitter) Run(ctx context.Context) error {
 		}
 		if load && !time.Now().Before(loadAt) {
 			load, loadAt = !e.load(ctx), time.Now().Add(retryAfter)
+			loaded()
 		}
 		en, sleep := e.take()
 		if en != nil {
