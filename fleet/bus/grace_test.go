@@ -97,7 +97,8 @@ func TestWhatDoesNotFitIntoTheGraceIsHandedBackAtOnce(t *testing.T) {
 	}
 	start(t, other, c)
 	m := receive(t, again) // well before AckWait
-	assert.Equal(t, int64(2), m.Delivery)
+	// It may have come once more to the one that stopped, whose pull was on its way, and have been handed back at once.
+	assert.GreaterOrEqual(t, m.Delivery, int64(2))
 	assert.Equal(t, int64(1), m.Attempt, "what was handed back is no attempt")
 }
 

@@ -19,6 +19,8 @@ import (
 const (
 	// slotAckWait is how long after its last heartbeat the slot of a dead holder goes to the next one.
 	slotAckWait = 30 * time.Second
+	// slotGiveBack is how long it is tried to give a slot back; later it goes to the next one by itself.
+	slotGiveBack = 5 * time.Second
 	// slotPatience is how long a waiter waits before it looks whether all tokens are there.
 	slotPatience = 10 * time.Second
 	// slotPull is how long the server keeps a waiter in its line. One that asks again stands at the end.
@@ -198,7 +200,8 @@ func (s *Slot) Free(ctx context.Context) error {
 	}
 	s.msg = nil
 	s.stop()
-	if passed(<-s.beating, time.Now()) >= slotAckWait {
+	left := slotAckWait - passed(<-s.beating, time.Now())
+	if left <= 0 {
 		return nil
 	}
 	if n := s.bus.slotsOf(s.work); n > 0 && s.index >= n {
@@ -209,10 +212,16 @@ func (s *Slot) Free(ctx context.Context) error {
 		}
 		return nil
 	}
-	if err := s.bus.nak(m, 0); err != nil {
-		return fmt.Errorf("freeing slot %s: %w", m.Subject(), err)
+	// A connection that is just changing servers is back at once, and the next one in line need not wait for AckWait.
+	for until := time.Now().Add(min(slotGiveBack, left/2)); ; {
+		err := s.bus.nak(m, 0)
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(until) || !wait(ctx, slotGiveBack/50) {
+			return fmt.Errorf("freeing slot %s: %w", m.Subject(), err)
+		}
 	}
-	return nil
 }
 
 // EnsureSlots stores the tokens that are missing of the first n. Surplus ones go away when they are taken or freed.
