@@ -290,6 +290,10 @@ func TestSocket(t *testing.T) {
 // TestLocked replaces a key that somebody holds, who goes on holding it.
 func TestLocked(t *testing.T) {
 	c := run(t, bintest.ConsulOptions{})
+	// A session is a node's, and an agent registers its own some time after it answers.
+	require.Eventually(t, func() bool {
+		return strings.Contains(string(ask(t, "", http.MethodGet, c.Address+"/v1/catalog/nodes", nil)), `"Node"`)
+	}, 30*time.Second, 50*time.Millisecond)
 	session := ask(t, "", http.MethodPut, c.Address+"/v1/session/create", []byte(`{"LockDelay":"0s"}`))
 	id := strings.Split(string(session), `"`)[3]
 	ask(t, "", http.MethodPut, c.Address+"/v1/kv/lock?acquire="+id, []byte("holder"))
