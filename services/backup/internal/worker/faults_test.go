@@ -103,7 +103,7 @@ func TestAStoreThatHangsEndsTheAttempt(t *testing.T) {
 	for _, op := range []string{"UploadPart", "CompleteMultipartUpload", "GetObject"} {
 		t.Run(op, func(t *testing.T) {
 			f, proxy := faultyFleet(t)
-			f.target(func(t *config.Target) { t.Timeout = 2 * time.Second })
+			f.target(func(t *config.Target) { t.Timeout = 5 * time.Second })
 			var once atomic.Bool
 			proxy.Handle(func(r *http.Request) s3test.Fault {
 				if s3test.Op(r) == op && strings.Contains(s3test.Key(r), "/data.") && once.CompareAndSwap(false, true) {
@@ -113,7 +113,7 @@ func TestAStoreThatHangsEndsTheAttempt(t *testing.T) {
 			})
 			f.work()
 			f.publish(config.WorkSnapshot, target, "")
-			assert.Contains(t, f.event("snapshot", "interrupted", target).GetMessage(), "the target's timeout of 2s")
+			assert.Contains(t, f.event("snapshot", "interrupted", target).GetMessage(), "the target's timeout of 5s")
 			proxy.Release()
 			f.event("snapshot", "committed", target)
 			f.settled(1)
