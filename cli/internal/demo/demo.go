@@ -169,7 +169,7 @@ func (w *walk) verifyAll(ctx context.Context) error {
 			return err
 		}
 		e, err := w.events.wait(ctx, "a verification of "+target, func(e *lifeboatv1.Event) bool {
-			return is(e, "verify", "", target)
+			return ended(e, "verify", target)
 		})
 		if err != nil {
 			return err
@@ -193,7 +193,7 @@ func (w *walk) drillBySubject(ctx context.Context) error {
 		if err := w.events.publishJob(ctx, bus.JobSubject(config.WorkDrill, target)); err != nil {
 			return err
 		}
-		e, err := w.events.wait(ctx, "a drill of "+target, func(e *lifeboatv1.Event) bool { return is(e, "drill", "", target) })
+		e, err := w.events.wait(ctx, "a drill of "+target, func(e *lifeboatv1.Event) bool { return ended(e, "drill", target) })
 		if err != nil {
 			return err
 		}
@@ -217,7 +217,7 @@ func (w *walk) pruneBySubject(ctx context.Context) error {
 		return err
 	}
 	e, err := w.events.wait(ctx, "a prune of "+target, func(e *lifeboatv1.Event) bool {
-		return is(e, "prune", "passed", target) || is(e, "prune", "failed", target) || is(e, "prune", "held", target)
+		return ended(e, "prune", target)
 	})
 	if err != nil {
 		return err
@@ -287,7 +287,12 @@ func (w *walk) print() error {
 }
 
 func is(e *lifeboatv1.Event, noun, verb, target string) bool {
-	return e.GetNoun() == noun && (verb == "" || e.GetVerb() == verb) && e.GetTarget() == target
+	return e.GetNoun() == noun && e.GetVerb() == verb && e.GetTarget() == target
+}
+
+// ended says whether an event is how a job ended; that it began, or that an attempt was interrupted, is not.
+func ended(e *lifeboatv1.Event, noun, target string) bool {
+	return is(e, noun, "passed", target) || is(e, noun, "failed", target) || is(e, noun, "held", target)
 }
 
 func firstLine(s string) string {
