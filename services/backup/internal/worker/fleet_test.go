@@ -627,3 +627,34 @@ func TestAJobThatKilledItsWorkersEnds(t *testing.T) {
 		})
 	}
 }
+
+// The fifth worker may die after it has told how the job ended, and before it could acknowledge it.
+func TestAJobThatHasToldHowItEndedHasNotFailed(t *testing.T) {
+	for i, work := range []config.Work{config.WorkVerify, config.WorkDrill, config.WorkPrune, config.WorkPrune} {
+		attempts := 3
+		if i == 3 {
+			attempts = 1 // one that could still be repeated is not either
+		}
+		t.Run(fmt.Sprint(work, " after ", attempts), func(t *testing.T) {
+			f := newFleet(t)
+			f.publish(work, target, "")
+			seq, stored, err := f.events.Last(t.Context(), bus.StreamJobs, bus.JobSubject(work, target), &lifeboatv1.Job{})
+			require.NoError(t, err)
+			m := &bus.Message{Subject: bus.JobSubject(work, target), Seq: seq, Stored: stored}
+			for range attempts {
+				_, err = f.events.Claim(t.Context(), work, target, m)
+				require.NoError(t, err)
+			}
+			require.NoError(t, f.events.Emit(t.Context(), &lifeboatv1.Event{
+				Id: string(work) + ".passed." + m.ID(), Noun: string(work), Verb: "passed", Target: target, JobId: m.ID(),
+			}))
+			f.work()
+			require.Eventually(t, func() bool {
+				left, _, err := f.events.Last(t.Context(), bus.StreamJobs, m.Subject, &lifeboatv1.Job{})
+				return err == nil && left == 0
+			}, 20*time.Second, 20*time.Millisecond)
+			assert.Zero(t, f.count(string(work), "failed"))
+			assert.Zero(t, f.count(string(work), "started"))
+		})
+	}
+}

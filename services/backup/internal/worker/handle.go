@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
@@ -88,6 +89,13 @@ func (w *Worker) handle(ctx context.Context, j job, do func(context.Context, job
 	}
 	if err != nil {
 		return w.notBegun(ctx, j, err)
+	}
+	if j.msg.Attempt > 1 && j.work != config.WorkSnapshot { // a snapshot's worker looks for the manifest
+		told, failed := w.told(ctx, j)
+		if told || failed != nil {
+			w.settle(ctx, j, j.claim.Release)
+			return failed
+		}
 	}
 	held, let := j.claim.Hold(ctx, holdInterval)
 	defer let()
@@ -270,17 +278,43 @@ func (w *Worker) outlived(ctx context.Context, j job) error {
 // lastLook ends a job whose claim was refused, because all its attempts have begun before and the last one did not come to an end. Its
 // worker may have died after it had committed a snapshot, which exists then, and must not be called failed.
 func (w *Worker) lastLook(ctx context.Context, j job, gaveUp error) error {
-	if j.work != config.WorkSnapshot {
+	var m *lifeboatv1.Manifest
+	var err error
+	if j.work == config.WorkSnapshot {
+		m, err = w.Catalog.Manifest(ctx, j.target.Name, j.id)
+		if errors.Is(err, catalog.ErrNoSnapshot) {
+			return gaveUp
+		}
+	} else if told, failed := w.told(ctx, j); !told && failed == nil {
 		return gaveUp
-	}
-	m, err := w.Catalog.Manifest(ctx, j.target.Name, j.id)
-	if errors.Is(err, catalog.ErrNoSnapshot) {
-		return gaveUp
+	} else {
+		err = failed
 	}
 	if err != nil {
 		w.Logger.WarnContext(ctx, "could not see whether a job has ended well whose last attempt died; looking again",
 			slog.String("target", j.target.Name), slog.String("job_id", j.id), slog.Duration("after", lastLookAgain), slog.Any("err", err))
 		return bus.HandBack(lastLookAgain, err)
 	}
+	if j.work != config.WorkSnapshot {
+		return nil
+	}
 	return w.conclude(ctx, j, m, false)
+}
+
+// told says whether the audit log has the result of a job that leaves it there alone: what is told there has ended, and ends once.
+func (w *Worker) told(ctx context.Context, j job) (bool, error) {
+	for _, verb := range []string{"passed", "checked", "held", "failed", "escrow-passed", "escrow-failed"} {
+		e := &lifeboatv1.Event{}
+		_, _, err := w.Bus.Last(ctx, bus.StreamEvents, bus.EventSubject(string(j.work), verb, j.target.Name), e)
+		if errors.Is(err, bus.ErrDenied) {
+			return false, nil // a user with the rights of an earlier version
+		}
+		if err != nil {
+			return false, fmt.Errorf("looking whether the job has ended: %w", err)
+		}
+		if e.GetJobId() == j.id && strings.HasSuffix(e.GetId(), j.id) { // that one snapshot is damaged is told before the end
+			return true, nil
+		}
+	}
+	return false, nil
 }
