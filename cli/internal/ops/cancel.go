@@ -283,6 +283,7 @@ func completeCancel(ctx context.Context, file string, args []string) ([]string, 
 		return words, directive
 	}
 	defer func() { _ = fl.close() }() // a shell has no place for errors
+	// What was seen before an error is offered all the same.
 	_ = fl.bus.Scan(ctx, bus.StreamJobs, "lifeboat.job.>", func(m *bus.Message) error {
 		words = append(words, m.ID())
 		return nil
