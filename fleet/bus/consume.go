@@ -24,6 +24,10 @@ type Consumer struct {
 	Stream  string
 	Durable string
 	Filter  string
+	// Also are further subjects that it takes; all of them come in one order.
+	Also []string
+	// OnlyNew makes a consumer that is created begin with the messages that come afterwards. It is for streams that keep what was read.
+	OnlyNew bool
 	// AckWait is how long after the last heartbeat of a dead worker its message goes to another one. Heartbeats are
 	// sent every third of it.
 	AckWait time.Duration
@@ -62,6 +66,12 @@ func (b *Bus) Consume(ctx context.Context, c Consumer) error {
 		// The server must never give up by itself: an exhausted message would stay in the work queue, unseen, and
 		// block its subject. We count attempts and move it to the dead letters.
 		MaxDeliver: -1, MaxAckPending: 1000,
+	}
+	if len(c.Also) > 0 {
+		cfg.FilterSubject, cfg.FilterSubjects = "", append([]string{c.Filter}, c.Also...)
+	}
+	if c.OnlyNew {
+		cfg.DeliverPolicy = jetstream.DeliverNewPolicy
 	}
 	if c.CountsByClaim {
 		// A message that waits for its retry counts as pending. Those that were handed back because no worker here is of their
@@ -185,7 +195,7 @@ func (b *Bus) deliver(ctx context.Context, c Consumer, jm jetstream.Msg) {
 	}
 	m := &Message{
 		Subject: jm.Subject(), Data: jm.Data(), Header: jm.Headers(), Seq: meta.Sequence.Stream, Stored: meta.Timestamp,
-		Delivery: int64(meta.NumDelivered), maxAttempts: c.MaxAttempts, //nolint:gosec // a delivery count fits
+		Behind: meta.NumPending, Delivery: int64(meta.NumDelivered), maxAttempts: c.MaxAttempts, //nolint:gosec // a delivery count fits
 	}
 	if !c.CountsByClaim {
 		m.Attempt = m.Delivery

@@ -22,6 +22,8 @@ type Message struct {
 	// Attempt is what counts against MaxAttempts, from 1. It is Delivery, except for a consumer with CountsByClaim: there it is 0
 	// until Claim sets it.
 	Attempt int64
+	// Behind is how many messages of the consumer wait that have not been delivered yet.
+	Behind uint64
 	// maxAttempts is the consumer's, for Claim; 0: no limit.
 	maxAttempts int64
 }

@@ -49,6 +49,8 @@ func streamConfigs(replicas int) []jetstream.StreamConfig {
 			Name: StreamAlerts, Subjects: []string{"lifeboat.alert.>"},
 			Description: "Alerts received and deliveries per receiver, until delivered",
 			Retention:   jetstream.WorkQueuePolicy, AllowDirect: true,
+			// For the last values beside the queue: what a receiver was told of a group, and what a robot was sent.
+			AllowRollup: true,
 			Storage: jetstream.FileStorage, Replicas: replicas, Duplicates: alertsWindow,
 		},
 		{

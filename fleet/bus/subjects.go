@@ -71,6 +71,20 @@ func EventSubject(noun, verb, target string) string {
 // DeliverySubject carries what one receiver is to be told.
 func DeliverySubject(receiver string) string { return "lifeboat.alert.delivery." + receiver }
 
+// CriticalSubject carries what one receiver is to be told before everything else.
+func CriticalSubject(receiver string) string { return DeliverySubject(receiver) + ".critical" }
+
+// HeldSubject keeps what one receiver is to be told later. No consumer takes it.
+func HeldSubject(receiver string) string { return "lifeboat.alert.held." + receiver }
+
+// GroupSubject holds what a receiver has been told of a group of alerts, by the group's hash; "*" stands for any.
+func GroupSubject(receiver, group string) string {
+	return fmt.Sprintf("lifeboat.alert.group.%s.%s", receiver, group)
+}
+
+// BudgetSubject holds what a robot or channel was sent lately.
+func BudgetSubject(key string) string { return "lifeboat.alert.budget." + key }
+
 // deadSubject is where the dead letter of a subject goes.
 func deadSubject(subject string) string {
 	return "lifeboat.dead." + strings.TrimPrefix(subject, prefix)

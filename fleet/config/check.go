@@ -2,16 +2,12 @@ package config
 
 import (
 	"fmt"
-	"log/slog"
-	"net"
 	"net/url"
 	"regexp"
 	"slices"
 	"strings"
 
 	"filippo.io/age"
-	"github.com/prometheus/alertmanager/matcher/compat"
-	"github.com/prometheus/alertmanager/pkg/labels"
 )
 
 // problem is a failed check at a key; the loader finds the line.
@@ -63,7 +59,7 @@ func (cfg *Config) check(clocks *clocks) []problem {
 	if cfg.Alertmanager.ResendInterval < 0 {
 		c.add("alertmanager.resend_interval", "must not be negative")
 	}
-	c.notifier(cfg.Notifier)
+	c.notifier(cfg.Notifier, cfg.Alertmanager.URLs)
 	return c.found
 }
 
@@ -213,73 +209,4 @@ func (c *checker) url(key, raw string, schemes ...string) {
 	case u.User != nil:
 		c.add(key, "must not hold a user or password; secrets go into files")
 	}
-}
-
-func (c *checker) notifier(n Notifier) {
-	if n.Listen != "" {
-		if _, _, err := net.SplitHostPort(n.Listen); err != nil {
-			c.add("notifier.listen", "%q is not host:port: %v", n.Listen, err)
-		}
-	}
-	if n.GiveUpAfter < 0 {
-		c.add("notifier.give_up_after", "must not be negative")
-	}
-	if n.Runbooks.BaseURL != "" {
-		c.url("notifier.runbooks.base_url", n.Runbooks.BaseURL, "http", "https")
-	}
-	names := map[string]int{}
-	for i, r := range n.Receivers {
-		key := fmt.Sprintf("notifier.receivers[%d]", i)
-		if !ValidName(r.Name) {
-			c.add(key+".name", "%q: a name is lower-case letters, digits and dashes", r.Name)
-		}
-		if first, dup := names[r.Name]; dup {
-			c.add(key+".name", "%q is already the name of receivers[%d]", r.Name, first)
-		}
-		names[r.Name] = i
-		c.receiver(key, r)
-	}
-	if len(n.Receivers) == 0 && n.Route.Receiver == "" && len(n.Route.Routes) == 0 {
-		return
-	}
-	if n.Route.Receiver == "" {
-		c.add("notifier.route.receiver", "the top route needs a receiver, so that no alert goes nowhere")
-	}
-	if len(n.Route.Matchers) > 0 {
-		c.add("notifier.route.matchers", "the top route takes everything and has no matchers")
-	}
-	c.route("notifier.route", n.Route, names)
-}
-
-func (c *checker) receiver(key string, r Receiver) {
-	switch {
-	case (r.Slack == nil) == (r.DingTalk == nil):
-		c.add(key, "needs exactly one of slack and dingtalk")
-	case r.Slack != nil && r.Slack.WebhookURLFile == "":
-		c.add(key+".slack.webhook_url_file", "is missing")
-	case r.DingTalk != nil && r.DingTalk.WebhookURLFile == "":
-		c.add(key+".dingtalk.webhook_url_file", "is missing")
-	}
-}
-
-func (c *checker) route(key string, r Route, receivers map[string]int) {
-	if r.Receiver != "" {
-		if _, ok := receivers[r.Receiver]; !ok {
-			c.add(key+".receiver", "no receiver is named %q", r.Receiver)
-		}
-	}
-	for i, m := range r.Matchers {
-		if _, err := ParseMatchers(m); err != nil {
-			c.add(fmt.Sprintf("%s.matchers[%d]", key, i), "%v", err)
-		}
-	}
-	for i, child := range r.Routes {
-		c.route(fmt.Sprintf("%s.routes[%d]", key, i), child, receivers)
-	}
-}
-
-// ParseMatchers parses one entry of a matchers list with Alertmanager's own parser: UTF-8 syntax, falling back to the
-// classic one, as Alertmanager does.
-func ParseMatchers(s string) (labels.Matchers, error) {
-	return compat.FallbackMatchersParser(slog.New(slog.DiscardHandler))(s, "lifeboat.yaml")
 }

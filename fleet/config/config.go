@@ -335,52 +335,6 @@ type Alertmanager struct {
 	ResendInterval time.Duration `yaml:"resend_interval"`
 }
 
-// Notifier says who is told what.
-type Notifier struct {
-	// Listen is the address of the webhook; 127.0.0.1:9095 when empty.
-	Listen    string     `yaml:"listen"`
-	Receivers []Receiver `yaml:"receivers"`
-	Route     Route      `yaml:"route"`
-	Runbooks  Runbooks   `yaml:"runbooks"`
-	// GiveUpAfter is how long a delivery is retried before it becomes a dead letter; 24h when empty.
-	GiveUpAfter time.Duration `yaml:"give_up_after"`
-}
-
-// Receiver is a chat to deliver to. Exactly one of Slack and DingTalk is set.
-type Receiver struct {
-	Name     string    `yaml:"name"`
-	Slack    *Slack    `yaml:"slack"`
-	DingTalk *DingTalk `yaml:"dingtalk"`
-}
-
-// Slack is an incoming webhook. Its URL is the credential.
-type Slack struct {
-	WebhookURLFile SecretFile `yaml:"webhook_url_file"`
-}
-
-// DingTalk is a custom robot (自定义机器人) with a signing secret.
-type DingTalk struct {
-	WebhookURLFile SecretFile `yaml:"webhook_url_file"`
-	SecretFile     SecretFile `yaml:"secret_file"`
-}
-
-// Route sends alerts whose labels match to a receiver, as Alertmanager's route does: the first child that matches takes
-// the alert, and further ones only after a child with continue.
-type Route struct {
-	Receiver string   `yaml:"receiver"`
-	Matchers []string `yaml:"matchers"`
-	Continue bool     `yaml:"continue"`
-	Routes   []Route  `yaml:"routes"`
-}
-
-// Runbooks says where the page of an alert without runbook_url is found.
-type Runbooks struct {
-	// BaseURL is put before the alert's name in kebab case: LifeboatDrillFailed is BaseURL/lifeboat-drill-failed.
-	BaseURL string `yaml:"base_url"`
-	// Suffix is put after it: ".md" for pages in a repository.
-	Suffix string `yaml:"suffix"`
-}
-
 // Work is what a job asks for. It is the third token of a job's subject.
 type Work string
 
@@ -444,8 +398,6 @@ const (
 	defaultNATSURL     = "nats://127.0.0.1:4222"
 	defaultTimeout     = time.Hour
 	defaultResend      = time.Minute
-	defaultListen      = "127.0.0.1:9095"
-	defaultGiveUpAfter = 24 * time.Hour
 	defaultMinKiB      = 64
 	noPace             = -1
 	defaultShrinkGuard = 40
@@ -473,12 +425,7 @@ func (c *Config) setDefaults() {
 	if c.Alertmanager.ResendInterval == 0 {
 		c.Alertmanager.ResendInterval = defaultResend
 	}
-	if c.Notifier.Listen == "" {
-		c.Notifier.Listen = defaultListen
-	}
-	if c.Notifier.GiveUpAfter == 0 {
-		c.Notifier.GiveUpAfter = defaultGiveUpAfter
-	}
+	c.Notifier.setDefaults()
 }
 
 func (t *Target) setDefaults() {

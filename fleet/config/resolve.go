@@ -39,12 +39,23 @@ func (r *resolver) resolve(v reflect.Value) {
 		}
 		for _, i := range fields {
 			f := v.Field(i)
-			if f.Kind() != reflect.String {
+			switch {
+			case f.Kind() == reflect.String:
+				r.absolute(f)
+			case f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.String:
+				for j := range f.Len() {
+					r.absolute(f.Index(j))
+				}
+			default:
 				r.resolve(f)
-			} else if f.String() != "" && !filepath.IsAbs(f.String()) {
-				f.SetString(filepath.Join(r.dir, f.String()))
 			}
 		}
+	}
+}
+
+func (r *resolver) absolute(f reflect.Value) {
+	if f.String() != "" && !filepath.IsAbs(f.String()) {
+		f.SetString(filepath.Join(r.dir, f.String()))
 	}
 }
 
@@ -58,7 +69,11 @@ func leadsToFile(f reflect.StructField, above []reflect.Type) bool {
 	case !f.IsExported():
 		return false
 	case t.Kind() == reflect.String:
-		return t == f.Type && strings.HasSuffix(f.Tag.Get("yaml"), "_file")
+		key := f.Tag.Get("yaml")
+		if t != f.Type {
+			return strings.HasSuffix(key, "_files")
+		}
+		return strings.HasSuffix(key, "_file") || strings.HasSuffix(key, "_dir")
 	case t.Kind() != reflect.Struct || slices.Contains(above, t):
 		return false // routes nest in themselves
 	}

@@ -9,6 +9,7 @@ package lifeboatv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -25,7 +26,7 @@ const (
 // Alert is one alert as Alertmanager's webhook gives it.
 type Alert struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "firing" or "resolved".
+	// "firing" or "resolved"; "event" for something that happened and neither fires nor ends.
 	Status      string                 `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
 	Labels      map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Annotations map[string]string      `protobuf:"bytes,3,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -123,7 +124,8 @@ type Notification struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Id         string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	ReceivedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=received_at,json=receivedAt,proto3" json:"received_at,omitempty"`
-	// "alertmanager", or "lifeboat" for the fleet's own alerts while no Alertmanager answers.
+	// "alertmanager"; "webhook" for the generic endpoint; "lifeboat" for the fleet's own alerts while no Alertmanager answers; "event"
+	// for its own events; "reconcile" for what Alertmanager says fires and was never delivered; "canary" and "test".
 	Origin   string `protobuf:"bytes,3,opt,name=origin,proto3" json:"origin,omitempty"`
 	GroupKey string `protobuf:"bytes,4,opt,name=group_key,json=groupKey,proto3" json:"group_key,omitempty"`
 	// Alertmanager's receiver, not one of ours.
@@ -136,8 +138,16 @@ type Notification struct {
 	TruncatedAlerts int64    `protobuf:"varint,10,opt,name=truncated_alerts,json=truncatedAlerts,proto3" json:"truncated_alerts,omitempty"`
 	Alerts          []*Alert `protobuf:"bytes,11,rep,name=alerts,proto3" json:"alerts,omitempty"`
 	// Part of how many, from 1.
-	Part          int32 `protobuf:"varint,12,opt,name=part,proto3" json:"part,omitempty"`
-	Parts         int32 `protobuf:"varint,13,opt,name=parts,proto3" json:"parts,omitempty"`
+	Part  int32 `protobuf:"varint,12,opt,name=part,proto3" json:"part,omitempty"`
+	Parts int32 `protobuf:"varint,13,opt,name=parts,proto3" json:"parts,omitempty"`
+	// The labels of Alertmanager's route (since 0.34).
+	RouteLabels map[string]string `protobuf:"bytes,14,rep,name=route_labels,json=routeLabels,proto3" json:"route_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Why Alertmanager notifies (since 0.32), as "firing", "resolved" or "repeat".
+	NotificationReason string `protobuf:"bytes,15,opt,name=notification_reason,json=notificationReason,proto3" json:"notification_reason,omitempty"`
+	// The group's status as Alertmanager has it. It is computed after alerts were left out, so nothing but templates may use it.
+	Status string `protobuf:"bytes,16,opt,name=status,proto3" json:"status,omitempty"`
+	// The one receiver of ours that this is for, past the routes: a canary, a test.
+	OnlyReceiver  string `protobuf:"bytes,17,opt,name=only_receiver,json=onlyReceiver,proto3" json:"only_receiver,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -263,7 +273,36 @@ func (x *Notification) GetParts() int32 {
 	return 0
 }
 
-// Delivery is what one receiver is to be told. Payload of lifeboat.alert.delivery.<receiver>.
+func (x *Notification) GetRouteLabels() map[string]string {
+	if x != nil {
+		return x.RouteLabels
+	}
+	return nil
+}
+
+func (x *Notification) GetNotificationReason() string {
+	if x != nil {
+		return x.NotificationReason
+	}
+	return ""
+}
+
+func (x *Notification) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *Notification) GetOnlyReceiver() string {
+	if x != nil {
+		return x.OnlyReceiver
+	}
+	return ""
+}
+
+// Delivery is what one receiver is to be told. Payload of lifeboat.alert.delivery.<receiver> and, when an alert in it is
+// critical, lifeboat.alert.delivery.<receiver>.critical; of lifeboat.alert.held.<receiver> while it waits for its time.
 type Delivery struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -271,7 +310,22 @@ type Delivery struct {
 	// The alerts of the notification that the route gives to this receiver.
 	Notification *Notification `protobuf:"bytes,3,opt,name=notification,proto3" json:"notification,omitempty"`
 	// The route that matched, for the record.
-	Route         string `protobuf:"bytes,4,opt,name=route,proto3" json:"route,omitempty"`
+	Route string `protobuf:"bytes,4,opt,name=route,proto3" json:"route,omitempty"`
+	// Who is mentioned if something in it begins to fire.
+	Mentions []string `protobuf:"bytes,5,rep,name=mentions,proto3" json:"mentions,omitempty"`
+	// How long an alert that fires on is not told again; absent: always told.
+	RepeatInterval *durationpb.Duration `protobuf:"bytes,6,opt,name=repeat_interval,json=repeatInterval,proto3" json:"repeat_interval,omitempty"`
+	// The time intervals by which the route holds it back: those that mute, and those of which one must be active.
+	MuteTimeIntervals   []string `protobuf:"bytes,7,rep,name=mute_time_intervals,json=muteTimeIntervals,proto3" json:"mute_time_intervals,omitempty"`
+	ActiveTimeIntervals []string `protobuf:"bytes,8,rep,name=active_time_intervals,json=activeTimeIntervals,proto3" json:"active_time_intervals,omitempty"`
+	// Not before then, of what is held: an alert that flaps.
+	HeldUntil *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=held_until,json=heldUntil,proto3" json:"held_until,omitempty"`
+	// Why it comes later than it could, in words for people: "held by time interval nights". A chat's own trouble is not in it.
+	HeldFor string `protobuf:"bytes,10,opt,name=held_for,json=heldFor,proto3" json:"held_for,omitempty"`
+	// The receivers that it was handed on from, because they did not deliver it in time; the first one first.
+	HandedFrom []string `protobuf:"bytes,11,rep,name=handed_from,json=handedFrom,proto3" json:"handed_from,omitempty"`
+	// Why the last of them did not.
+	HandedReason  string `protobuf:"bytes,12,opt,name=handed_reason,json=handedReason,proto3" json:"handed_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -334,11 +388,396 @@ func (x *Delivery) GetRoute() string {
 	return ""
 }
 
+func (x *Delivery) GetMentions() []string {
+	if x != nil {
+		return x.Mentions
+	}
+	return nil
+}
+
+func (x *Delivery) GetRepeatInterval() *durationpb.Duration {
+	if x != nil {
+		return x.RepeatInterval
+	}
+	return nil
+}
+
+func (x *Delivery) GetMuteTimeIntervals() []string {
+	if x != nil {
+		return x.MuteTimeIntervals
+	}
+	return nil
+}
+
+func (x *Delivery) GetActiveTimeIntervals() []string {
+	if x != nil {
+		return x.ActiveTimeIntervals
+	}
+	return nil
+}
+
+func (x *Delivery) GetHeldUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HeldUntil
+	}
+	return nil
+}
+
+func (x *Delivery) GetHeldFor() string {
+	if x != nil {
+		return x.HeldFor
+	}
+	return ""
+}
+
+func (x *Delivery) GetHandedFrom() []string {
+	if x != nil {
+		return x.HandedFrom
+	}
+	return nil
+}
+
+func (x *Delivery) GetHandedReason() string {
+	if x != nil {
+		return x.HandedReason
+	}
+	return ""
+}
+
+// Group is what a receiver has been told of one group of alerts. Payload of lifeboat.alert.group.<receiver>.<group>, a last value.
+type Group struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	GroupKey string                 `protobuf:"bytes,1,opt,name=group_key,json=groupKey,proto3" json:"group_key,omitempty"`
+	// At most the 4000 that changed last.
+	Alerts []*Told `protobuf:"bytes,2,rep,name=alerts,proto3" json:"alerts,omitempty"`
+	// The chat's message that shows the group, where it can be edited.
+	Message *ChatMessage `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// The delivery that is half done: so many of its messages have been sent.
+	DeliveryId    string                 `protobuf:"bytes,4,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
+	MessagesSent  int32                  `protobuf:"varint,5,opt,name=messages_sent,json=messagesSent,proto3" json:"messages_sent,omitempty"`
+	ToldAt        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=told_at,json=toldAt,proto3" json:"told_at,omitempty"`
+	Title         string                 `protobuf:"bytes,7,opt,name=title,proto3" json:"title,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Group) Reset() {
+	*x = Group{}
+	mi := &file_lifeboat_v1_alert_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Group) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Group) ProtoMessage() {}
+
+func (x *Group) ProtoReflect() protoreflect.Message {
+	mi := &file_lifeboat_v1_alert_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Group.ProtoReflect.Descriptor instead.
+func (*Group) Descriptor() ([]byte, []int) {
+	return file_lifeboat_v1_alert_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Group) GetGroupKey() string {
+	if x != nil {
+		return x.GroupKey
+	}
+	return ""
+}
+
+func (x *Group) GetAlerts() []*Told {
+	if x != nil {
+		return x.Alerts
+	}
+	return nil
+}
+
+func (x *Group) GetMessage() *ChatMessage {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *Group) GetDeliveryId() string {
+	if x != nil {
+		return x.DeliveryId
+	}
+	return ""
+}
+
+func (x *Group) GetMessagesSent() int32 {
+	if x != nil {
+		return x.MessagesSent
+	}
+	return 0
+}
+
+func (x *Group) GetToldAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ToldAt
+	}
+	return nil
+}
+
+func (x *Group) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+// Told is what has been told of one alert.
+type Told struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Fingerprint string                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	StartsAt    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=starts_at,json=startsAt,proto3" json:"starts_at,omitempty"`
+	// "firing" or "resolved": its newest state that is known.
+	Status string `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	// When that, or the same state before, was told; absent while it was not.
+	ToldAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=told_at,json=toldAt,proto3" json:"told_at,omitempty"`
+	// The state that was told last: "firing", "resolved", or empty.
+	ToldStatus string `protobuf:"bytes,5,opt,name=told_status,json=toldStatus,proto3" json:"told_status,omitempty"`
+	// When it changed within the last window, for flapping.
+	Changes       []*timestamppb.Timestamp `protobuf:"bytes,6,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Told) Reset() {
+	*x = Told{}
+	mi := &file_lifeboat_v1_alert_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Told) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Told) ProtoMessage() {}
+
+func (x *Told) ProtoReflect() protoreflect.Message {
+	mi := &file_lifeboat_v1_alert_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Told.ProtoReflect.Descriptor instead.
+func (*Told) Descriptor() ([]byte, []int) {
+	return file_lifeboat_v1_alert_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Told) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *Told) GetStartsAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartsAt
+	}
+	return nil
+}
+
+func (x *Told) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *Told) GetToldAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ToldAt
+	}
+	return nil
+}
+
+func (x *Told) GetToldStatus() string {
+	if x != nil {
+		return x.ToldStatus
+	}
+	return ""
+}
+
+func (x *Told) GetChanges() []*timestamppb.Timestamp {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+// ChatMessage is where a message stands in a chat.
+type ChatMessage struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Channel string                 `protobuf:"bytes,1,opt,name=channel,proto3" json:"channel,omitempty"`
+	// Slack's ts.
+	Id       string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	PostedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=posted_at,json=postedAt,proto3" json:"posted_at,omitempty"`
+	// Whether the thread below it has the details of every alert that was told so far.
+	ThreadMessages int32 `protobuf:"varint,4,opt,name=thread_messages,json=threadMessages,proto3" json:"thread_messages,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ChatMessage) Reset() {
+	*x = ChatMessage{}
+	mi := &file_lifeboat_v1_alert_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChatMessage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChatMessage) ProtoMessage() {}
+
+func (x *ChatMessage) ProtoReflect() protoreflect.Message {
+	mi := &file_lifeboat_v1_alert_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChatMessage.ProtoReflect.Descriptor instead.
+func (*ChatMessage) Descriptor() ([]byte, []int) {
+	return file_lifeboat_v1_alert_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ChatMessage) GetChannel() string {
+	if x != nil {
+		return x.Channel
+	}
+	return ""
+}
+
+func (x *ChatMessage) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ChatMessage) GetPostedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PostedAt
+	}
+	return nil
+}
+
+func (x *ChatMessage) GetThreadMessages() int32 {
+	if x != nil {
+		return x.ThreadMessages
+	}
+	return 0
+}
+
+// Budget is what a robot or a channel was sent lately, by every process together. Payload of lifeboat.alert.budget.<key>, a last
+// value. The key is a hash: the robot's address is a secret.
+type Budget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When messages were sent, in milliseconds since the Unix epoch; those of the last window only.
+	SentMs []int64 `protobuf:"varint,1,rep,packed,name=sent_ms,json=sentMs,proto3" json:"sent_ms,omitempty"`
+	// Nothing is sent before then.
+	PausedUntil *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=paused_until,json=pausedUntil,proto3" json:"paused_until,omitempty"`
+	// Why deliveries come late, in words for people ("DingTalk throttles the robot"), and since when; empty while all is well.
+	Trouble       string                 `protobuf:"bytes,3,opt,name=trouble,proto3" json:"trouble,omitempty"`
+	TroubleSince  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=trouble_since,json=troubleSince,proto3" json:"trouble_since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Budget) Reset() {
+	*x = Budget{}
+	mi := &file_lifeboat_v1_alert_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Budget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Budget) ProtoMessage() {}
+
+func (x *Budget) ProtoReflect() protoreflect.Message {
+	mi := &file_lifeboat_v1_alert_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Budget.ProtoReflect.Descriptor instead.
+func (*Budget) Descriptor() ([]byte, []int) {
+	return file_lifeboat_v1_alert_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Budget) GetSentMs() []int64 {
+	if x != nil {
+		return x.SentMs
+	}
+	return nil
+}
+
+func (x *Budget) GetPausedUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PausedUntil
+	}
+	return nil
+}
+
+func (x *Budget) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
+}
+
+func (x *Budget) GetTroubleSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.TroubleSince
+	}
+	return nil
+}
+
 var File_lifeboat_v1_alert_proto protoreflect.FileDescriptor
 
 const file_lifeboat_v1_alert_proto_rawDesc = "" +
 	"\n" +
-	"\x17lifeboat/v1/alert.proto\x12\vlifeboat.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x03\n" +
+	"\x17lifeboat/v1/alert.proto\x12\vlifeboat.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x03\n" +
 	"\x05Alert\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\tR\x06status\x126\n" +
 	"\x06labels\x18\x02 \x03(\v2\x1e.lifeboat.v1.Alert.LabelsEntryR\x06labels\x12E\n" +
@@ -352,7 +791,7 @@ const file_lifeboat_v1_alert_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x99\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x96\b\n" +
 	"\fNotification\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12;\n" +
 	"\vreceived_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
@@ -368,7 +807,11 @@ const file_lifeboat_v1_alert_proto_rawDesc = "" +
 	" \x01(\x03R\x0ftruncatedAlerts\x12*\n" +
 	"\x06alerts\x18\v \x03(\v2\x12.lifeboat.v1.AlertR\x06alerts\x12\x12\n" +
 	"\x04part\x18\f \x01(\x05R\x04part\x12\x14\n" +
-	"\x05parts\x18\r \x01(\x05R\x05parts\x1a>\n" +
+	"\x05parts\x18\r \x01(\x05R\x05parts\x12M\n" +
+	"\froute_labels\x18\x0e \x03(\v2*.lifeboat.v1.Notification.RouteLabelsEntryR\vrouteLabels\x12/\n" +
+	"\x13notification_reason\x18\x0f \x01(\tR\x12notificationReason\x12\x16\n" +
+	"\x06status\x18\x10 \x01(\tR\x06status\x12#\n" +
+	"\ronly_receiver\x18\x11 \x01(\tR\fonlyReceiver\x1a>\n" +
 	"\x10GroupLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
@@ -377,12 +820,53 @@ const file_lifeboat_v1_alert_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
 	"\x16CommonAnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8b\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
+	"\x10RouteLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x03\n" +
 	"\bDelivery\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\breceiver\x18\x02 \x01(\tR\breceiver\x12=\n" +
 	"\fnotification\x18\x03 \x01(\v2\x19.lifeboat.v1.NotificationR\fnotification\x12\x14\n" +
-	"\x05route\x18\x04 \x01(\tR\x05routeBAZ?github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1;lifeboatv1b\x06proto3"
+	"\x05route\x18\x04 \x01(\tR\x05route\x12\x1a\n" +
+	"\bmentions\x18\x05 \x03(\tR\bmentions\x12B\n" +
+	"\x0frepeat_interval\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x0erepeatInterval\x12.\n" +
+	"\x13mute_time_intervals\x18\a \x03(\tR\x11muteTimeIntervals\x122\n" +
+	"\x15active_time_intervals\x18\b \x03(\tR\x13activeTimeIntervals\x129\n" +
+	"\n" +
+	"held_until\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\theldUntil\x12\x19\n" +
+	"\bheld_for\x18\n" +
+	" \x01(\tR\aheldFor\x12\x1f\n" +
+	"\vhanded_from\x18\v \x03(\tR\n" +
+	"handedFrom\x12#\n" +
+	"\rhanded_reason\x18\f \x01(\tR\fhandedReason\"\x94\x02\n" +
+	"\x05Group\x12\x1b\n" +
+	"\tgroup_key\x18\x01 \x01(\tR\bgroupKey\x12)\n" +
+	"\x06alerts\x18\x02 \x03(\v2\x11.lifeboat.v1.ToldR\x06alerts\x122\n" +
+	"\amessage\x18\x03 \x01(\v2\x18.lifeboat.v1.ChatMessageR\amessage\x12\x1f\n" +
+	"\vdelivery_id\x18\x04 \x01(\tR\n" +
+	"deliveryId\x12#\n" +
+	"\rmessages_sent\x18\x05 \x01(\x05R\fmessagesSent\x123\n" +
+	"\atold_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06toldAt\x12\x14\n" +
+	"\x05title\x18\a \x01(\tR\x05title\"\x85\x02\n" +
+	"\x04Told\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x127\n" +
+	"\tstarts_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bstartsAt\x12\x16\n" +
+	"\x06status\x18\x03 \x01(\tR\x06status\x123\n" +
+	"\atold_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06toldAt\x12\x1f\n" +
+	"\vtold_status\x18\x05 \x01(\tR\n" +
+	"toldStatus\x124\n" +
+	"\achanges\x18\x06 \x03(\v2\x1a.google.protobuf.TimestampR\achanges\"\x99\x01\n" +
+	"\vChatMessage\x12\x18\n" +
+	"\achannel\x18\x01 \x01(\tR\achannel\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x127\n" +
+	"\tposted_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bpostedAt\x12'\n" +
+	"\x0fthread_messages\x18\x04 \x01(\x05R\x0ethreadMessages\"\xbb\x01\n" +
+	"\x06Budget\x12\x17\n" +
+	"\asent_ms\x18\x01 \x03(\x03R\x06sentMs\x12=\n" +
+	"\fpaused_until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vpausedUntil\x12\x18\n" +
+	"\atrouble\x18\x03 \x01(\tR\atrouble\x12?\n" +
+	"\rtrouble_since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\ftroubleSinceBAZ?github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1;lifeboatv1b\x06proto3"
 
 var (
 	file_lifeboat_v1_alert_proto_rawDescOnce sync.Once
@@ -396,34 +880,52 @@ func file_lifeboat_v1_alert_proto_rawDescGZIP() []byte {
 	return file_lifeboat_v1_alert_proto_rawDescData
 }
 
-var file_lifeboat_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_lifeboat_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_lifeboat_v1_alert_proto_goTypes = []any{
 	(*Alert)(nil),                 // 0: lifeboat.v1.Alert
 	(*Notification)(nil),          // 1: lifeboat.v1.Notification
 	(*Delivery)(nil),              // 2: lifeboat.v1.Delivery
-	nil,                           // 3: lifeboat.v1.Alert.LabelsEntry
-	nil,                           // 4: lifeboat.v1.Alert.AnnotationsEntry
-	nil,                           // 5: lifeboat.v1.Notification.GroupLabelsEntry
-	nil,                           // 6: lifeboat.v1.Notification.CommonLabelsEntry
-	nil,                           // 7: lifeboat.v1.Notification.CommonAnnotationsEntry
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(*Group)(nil),                 // 3: lifeboat.v1.Group
+	(*Told)(nil),                  // 4: lifeboat.v1.Told
+	(*ChatMessage)(nil),           // 5: lifeboat.v1.ChatMessage
+	(*Budget)(nil),                // 6: lifeboat.v1.Budget
+	nil,                           // 7: lifeboat.v1.Alert.LabelsEntry
+	nil,                           // 8: lifeboat.v1.Alert.AnnotationsEntry
+	nil,                           // 9: lifeboat.v1.Notification.GroupLabelsEntry
+	nil,                           // 10: lifeboat.v1.Notification.CommonLabelsEntry
+	nil,                           // 11: lifeboat.v1.Notification.CommonAnnotationsEntry
+	nil,                           // 12: lifeboat.v1.Notification.RouteLabelsEntry
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
 }
 var file_lifeboat_v1_alert_proto_depIdxs = []int32{
-	3,  // 0: lifeboat.v1.Alert.labels:type_name -> lifeboat.v1.Alert.LabelsEntry
-	4,  // 1: lifeboat.v1.Alert.annotations:type_name -> lifeboat.v1.Alert.AnnotationsEntry
-	8,  // 2: lifeboat.v1.Alert.starts_at:type_name -> google.protobuf.Timestamp
-	8,  // 3: lifeboat.v1.Alert.ends_at:type_name -> google.protobuf.Timestamp
-	8,  // 4: lifeboat.v1.Notification.received_at:type_name -> google.protobuf.Timestamp
-	5,  // 5: lifeboat.v1.Notification.group_labels:type_name -> lifeboat.v1.Notification.GroupLabelsEntry
-	6,  // 6: lifeboat.v1.Notification.common_labels:type_name -> lifeboat.v1.Notification.CommonLabelsEntry
-	7,  // 7: lifeboat.v1.Notification.common_annotations:type_name -> lifeboat.v1.Notification.CommonAnnotationsEntry
+	7,  // 0: lifeboat.v1.Alert.labels:type_name -> lifeboat.v1.Alert.LabelsEntry
+	8,  // 1: lifeboat.v1.Alert.annotations:type_name -> lifeboat.v1.Alert.AnnotationsEntry
+	13, // 2: lifeboat.v1.Alert.starts_at:type_name -> google.protobuf.Timestamp
+	13, // 3: lifeboat.v1.Alert.ends_at:type_name -> google.protobuf.Timestamp
+	13, // 4: lifeboat.v1.Notification.received_at:type_name -> google.protobuf.Timestamp
+	9,  // 5: lifeboat.v1.Notification.group_labels:type_name -> lifeboat.v1.Notification.GroupLabelsEntry
+	10, // 6: lifeboat.v1.Notification.common_labels:type_name -> lifeboat.v1.Notification.CommonLabelsEntry
+	11, // 7: lifeboat.v1.Notification.common_annotations:type_name -> lifeboat.v1.Notification.CommonAnnotationsEntry
 	0,  // 8: lifeboat.v1.Notification.alerts:type_name -> lifeboat.v1.Alert
-	1,  // 9: lifeboat.v1.Delivery.notification:type_name -> lifeboat.v1.Notification
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	12, // 9: lifeboat.v1.Notification.route_labels:type_name -> lifeboat.v1.Notification.RouteLabelsEntry
+	1,  // 10: lifeboat.v1.Delivery.notification:type_name -> lifeboat.v1.Notification
+	14, // 11: lifeboat.v1.Delivery.repeat_interval:type_name -> google.protobuf.Duration
+	13, // 12: lifeboat.v1.Delivery.held_until:type_name -> google.protobuf.Timestamp
+	4,  // 13: lifeboat.v1.Group.alerts:type_name -> lifeboat.v1.Told
+	5,  // 14: lifeboat.v1.Group.message:type_name -> lifeboat.v1.ChatMessage
+	13, // 15: lifeboat.v1.Group.told_at:type_name -> google.protobuf.Timestamp
+	13, // 16: lifeboat.v1.Told.starts_at:type_name -> google.protobuf.Timestamp
+	13, // 17: lifeboat.v1.Told.told_at:type_name -> google.protobuf.Timestamp
+	13, // 18: lifeboat.v1.Told.changes:type_name -> google.protobuf.Timestamp
+	13, // 19: lifeboat.v1.ChatMessage.posted_at:type_name -> google.protobuf.Timestamp
+	13, // 20: lifeboat.v1.Budget.paused_until:type_name -> google.protobuf.Timestamp
+	13, // 21: lifeboat.v1.Budget.trouble_since:type_name -> google.protobuf.Timestamp
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_lifeboat_v1_alert_proto_init() }
@@ -437,7 +939,7 @@ func file_lifeboat_v1_alert_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lifeboat_v1_alert_proto_rawDesc), len(file_lifeboat_v1_alert_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

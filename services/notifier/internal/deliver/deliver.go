@@ -46,10 +46,19 @@ type Bus interface {
 	Emit(ctx context.Context, e *lifeboatv1.Event) error
 }
 
-// Sender brings a notice to one chat. An error is bus.Terminal when no further attempt can help, bus.RetryAfter when the
-// chat must be left alone for a while, and else worth another attempt soon. It never holds a secret.
+// Sender brings notices to one chat. It holds no state: what it must remember of a group is in the Ref.
 type Sender interface {
-	Send(ctx context.Context, n notice.Notice) error
+	// Key names the robot or channel that the chat's limits are for, in letters, digits and dashes: a hash, for its address is a
+	// secret. Receivers with the same one share a budget.
+	Key() (string, error)
+	// Split parts a notice into ones that each fit into a message, at least one. Notices of the same content are parted alike.
+	Split(n notice.Notice) []notice.Notice
+	// Send posts a notice, or changes the message that the group had before where the chat can. It calls take before every request.
+	// The Ref is where the message stands now, also with an error, when a part of the work was done.
+	//
+	// An error is bus.Terminal when no further attempt can help, bus.RetryAfter when the chat must be left alone for a while, and
+	// else worth another attempt soon. It never holds a secret.
+	Send(ctx context.Context, n notice.Notice, before notice.Ref, take notice.Take) (notice.Ref, error)
 }
 
 // Options of a Deliverer.
@@ -185,7 +194,7 @@ func (d *Deliverer) deliver(ctx context.Context, receiver string, m *bus.Message
 	})
 	attempt, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
-	if err := sender.Send(attempt, n); err != nil {
+	if _, err := sender.Send(attempt, n, notice.Ref{}, func(context.Context, notice.Call) error { return nil }); err != nil {
 		d.metrics.failed.WithLabelValues(receiver).Inc()
 		return fmt.Errorf("delivering to %s: %w", receiver, err)
 	}

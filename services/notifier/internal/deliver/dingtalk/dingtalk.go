@@ -6,6 +6,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,9 +52,30 @@ func New(o Options) *Sender { return &Sender{o} }
 // errTooLong: the robot refuses the size, though it is within the documented limit.
 var errTooLong = errors.New("DingTalk says that the message is too long")
 
-// Send delivers a notice. An error is bus.Terminal when no further attempt can help, bus.RetryAfter when the robot must
+// Key implements deliver.Sender.
+func (s *Sender) Key() (string, error) {
+	address, err := s.o.Address()
+	if err != nil {
+		return "", fmt.Errorf("reading the webhook's URL: %w", err)
+	}
+	sum := sha256.Sum256([]byte(address))
+	return "dingtalk-" + hex.EncodeToString(sum[:8]), nil
+}
+
+// Split implements deliver.Sender.
+func (s *Sender) Split(n notice.Notice) []notice.Notice { return []notice.Notice{n} }
+
+// Send implements deliver.Sender.
+func (s *Sender) Send(ctx context.Context, n notice.Notice, _ notice.Ref, take notice.Take) (notice.Ref, error) {
+	if err := take(ctx, notice.Post); err != nil {
+		return notice.Ref{}, err
+	}
+	return notice.Ref{}, s.post(ctx, n)
+}
+
+// post delivers a notice. An error is bus.Terminal when no further attempt can help, bus.RetryAfter when the robot must
 // be left alone for a while, and else worth another attempt soon.
-func (s *Sender) Send(ctx context.Context, n notice.Notice) error {
+func (s *Sender) post(ctx context.Context, n notice.Notice) error {
 	var err error
 	for _, most := range []int{maxBytes, maxBytes / 4} {
 		if err = s.send(ctx, n, most); !errors.Is(err, errTooLong) {

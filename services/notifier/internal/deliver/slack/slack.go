@@ -3,6 +3,8 @@ package slack
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -38,9 +40,30 @@ func New(address func() (string, error), poster Poster) *Sender {
 	return &Sender{address: address, poster: poster}
 }
 
-// Send delivers a notice. An error is bus.Terminal when no further attempt can help, bus.RetryAfter when Slack said how
+// Key implements deliver.Sender.
+func (s *Sender) Key() (string, error) {
+	address, err := s.address()
+	if err != nil {
+		return "", fmt.Errorf("reading the webhook's URL: %w", err)
+	}
+	sum := sha256.Sum256([]byte(address))
+	return "slack-" + hex.EncodeToString(sum[:8]), nil
+}
+
+// Split implements deliver.Sender.
+func (s *Sender) Split(n notice.Notice) []notice.Notice { return []notice.Notice{n} }
+
+// Send implements deliver.Sender.
+func (s *Sender) Send(ctx context.Context, n notice.Notice, _ notice.Ref, take notice.Take) (notice.Ref, error) {
+	if err := take(ctx, notice.Post); err != nil {
+		return notice.Ref{}, err
+	}
+	return notice.Ref{}, s.post(ctx, n)
+}
+
+// post delivers a notice. An error is bus.Terminal when no further attempt can help, bus.RetryAfter when Slack said how
 // long to wait, and else worth another attempt soon.
-func (s *Sender) Send(ctx context.Context, n notice.Notice) error {
+func (s *Sender) post(ctx context.Context, n notice.Notice) error {
 	body, err := Encode(n)
 	if err != nil {
 		return bus.Terminal("slack_encode", err)
