@@ -31,7 +31,7 @@ demo: .bin/lifeboat ## The same without a person: everything happens once, and a
 
 .PHONY: test
 test: ## Every test but the slow ones; builds the real servers on first use
-	@tools/build consul nomad alertmanager nats-server etcd etcdctl etcdutl
+	@tools/build consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl
 	@for m in $(MODULES); do echo "== $$m"; (cd $$m && go test -race -p 1 -timeout 15m ./...); done
 
 .PHONY: e2e
@@ -51,6 +51,7 @@ bench: ## Benchmarks of the hot paths, each beside the raw limit it is compared 
 	@$(MAKE) bench-snapshot
 	@$(MAKE) bench-drill
 	@$(MAKE) bench-scheduler
+	@$(MAKE) bench-notifier
 
 .PHONY: bench-snapshot
 bench-snapshot: .bin/lifeboat ## A snapshot against the raw stream and the stock tools: time, memory, bytes (SIZE_MIB=1024)
@@ -66,6 +67,11 @@ bench-drill: .bin/lifeboat ## A drill and a restore against the stock tools that
 bench-scheduler: .bin/lifeboat ## Ticks, jobs and 100,000 targets against raw NATS: rates, latency, memory, processor (MANY=100000)
 	@tools/build nats-server
 	@cd tests && go run ./bench/scheduler -many $(or $(MANY),100000) -lifeboat ../.bin/lifeboat
+
+.PHONY: bench-notifier
+bench-notifier: .bin/lifeboat ## Webhooks to chat against raw NATS: rate, latency, and a storm of 10,000 alerts with the chats' limits
+	@tools/build nats-server
+	@cd tests && go run ./bench/notifier -lifeboat ../.bin/lifeboat
 
 .PHONY: fuzz
 fuzz: ## Fuzz every parser for FUZZTIME each (default 20s)
@@ -89,7 +95,7 @@ generate: ## Generate the Go code of the contracts
 
 .PHONY: tools
 tools: ## Build every tool and server into .bin/
-	@tools/build consul nomad alertmanager nats-server etcd etcdctl etcdutl golangci-lint buf protoc-gen-go
+	@tools/build consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl golangci-lint buf protoc-gen-go
 
 .PHONY: build
 build: .bin/lifeboat ## Build the binaries into .bin/

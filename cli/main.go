@@ -9,7 +9,6 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/cli/internal/demo"
 	"github.com/lifeboat-fleet/lifeboat/cli/internal/ops"
 	"github.com/lifeboat-fleet/lifeboat/cli/internal/up"
-	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
 	backup "github.com/lifeboat-fleet/lifeboat/services/backup/app"
 	notifier "github.com/lifeboat-fleet/lifeboat/services/notifier/app"
@@ -35,7 +34,7 @@ func root() *cobra.Command {
 	)
 	add(cmd, "operate", backup.StatusCommand(ops.FleetStatus), ops.WhyCommand(), ops.JobsCommand(), ops.DeadCommand(), backup.SnapshotCommand(), backup.DrillCommand(), backup.RestoreCommand(),
 		backup.PruneCommand(), checkConfig())
-	add(cmd, "operate", scheduler.ScheduleCommand())
+	add(cmd, "operate", scheduler.ScheduleCommand(), notifier.NotifyCommand())
 	add(cmd, "run", named("scheduler", scheduler.Command()), named("backup", backup.Command()), named("notifier", notifier.Command()))
 	add(cmd, "try", up.Command(), demo.Command())
 	return cmd
@@ -52,23 +51,4 @@ func add(parent *cobra.Command, group string, commands ...*cobra.Command) {
 func named(name string, c *cobra.Command) *cobra.Command {
 	c.Use = name
 	return c
-}
-
-func checkConfig() *cobra.Command {
-	var path string
-	cmd := &cobra.Command{
-		Use: "check-config", Short: "Check a configuration file; exit code 2 says that it would be refused",
-		Example: "  lifeboat check-config -c /etc/lifeboat/lifeboat.yaml",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.Load(path)
-			if err != nil {
-				return &service.UsageError{Err: err}
-			}
-			cmd.Printf("%s is good: %d targets, %d receivers\n", path, len(cfg.Targets), len(cfg.Notifier.Receivers))
-			return nil
-		},
-	}
-	cmd.Flags().StringVarP(&path, "config", "c", "lifeboat.yaml", "configuration `file`")
-	return cmd
 }

@@ -82,6 +82,31 @@ func (b *Bus) Connected() error {
 	return fmt.Errorf("NATS at %s is not connected", b.url)
 }
 
+// reachTimeout is how long Reach waits.
+const reachTimeout = 5 * time.Second
+
+// Reach waits until there is a connection, and says after five seconds why there is none: the library itself would wait for ever. It is
+// for a person's command.
+func (b *Bus) Reach(ctx context.Context) error {
+	late := time.NewTimer(reachTimeout)
+	defer late.Stop()
+	look := time.NewTicker(10 * time.Millisecond)
+	defer look.Stop()
+	for {
+		err := b.Connected()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-look.C:
+		case <-late.C:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // Ready reports whether the server answers and JetStream with our streams is there.
 func (b *Bus) Ready(ctx context.Context) error {
 	if err := b.Connected(); err != nil {

@@ -26,6 +26,8 @@ const publishTimeout = 10 * time.Second
 type Outgoing struct {
 	Subject string
 	Message proto.Message
+	// Data is the message in ProtoJSON where the caller has encoded it already; Message is not looked at then.
+	Data []byte
 	// ID makes the publish idempotent within the streams' duplicate window. Empty: always stored.
 	ID string
 }
@@ -38,9 +40,12 @@ var ErrConflict = errors.New("the subject was written by somebody else in the me
 
 // encode makes the NATS message of an Outgoing: ProtoJSON, so that a person can read and type it, and the trace.
 func encode(ctx context.Context, o Outgoing) (*nats.Msg, error) {
-	data, err := protojson.Marshal(o.Message)
-	if err != nil {
-		return nil, fmt.Errorf("encoding message for %s: %w", o.Subject, err)
+	data := o.Data
+	if data == nil {
+		var err error
+		if data, err = protojson.Marshal(o.Message); err != nil {
+			return nil, fmt.Errorf("encoding message for %s: %w", o.Subject, err)
+		}
 	}
 	m := &nats.Msg{Subject: o.Subject, Data: data, Header: nats.Header{}}
 	if o.ID != "" {

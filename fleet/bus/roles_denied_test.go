@@ -26,6 +26,8 @@ func publishable() map[string][]string {
 		// Alerts, and what they become.
 		"lifeboat.alert.received":       {notifier, cli},
 		"lifeboat.alert.delivery.slack": {notifier, cli},
+		"lifeboat.alert.group.slack.0f": {notifier, cli},
+		"lifeboat.alert.budget.slack-0": {notifier, cli},
 		// Events: each role tells of its own work, and of nothing else.
 		"lifeboat.event.tick.missed.etcd-prod":        {scheduler},
 		"lifeboat.event.rpo.met.etcd-prod":            {scheduler},
@@ -40,6 +42,8 @@ func publishable() map[string][]string {
 		"lifeboat.event.prune.passed.etcd-prod":       {prune},
 		"lifeboat.event.orphan.deleted.etcd-prod":     {prune},
 		"lifeboat.event.alert.delivered.fleet":        {notifier},
+		"lifeboat.event.canary.late.slack":            {notifier},
+		"lifeboat.event.silence.created.fleet":        {notifier},
 		"lifeboat.event.restore.applied.etcd-prod":    {cli},
 		// Dead letters.
 		"lifeboat.dead.job.snapshot.etcd-prod": {snapshot},
@@ -92,7 +96,7 @@ func publishable() map[string][]string {
 	may["$JS.API.STREAM.MSG.DELETE.LIFEBOAT_JOBS"] = []string{cli}
 	may["$JS.API.STREAM.MSG.DELETE.LIFEBOAT_DEAD"] = []string{cli}
 	may["$JS.API.STREAM.MSG.DELETE.LIFEBOAT_EVENTS"] = nil // the audit log stays as it was written
-	may["$JS.API.STREAM.MSG.DELETE.LIFEBOAT_ALERTS"] = nil
+	may["$JS.API.STREAM.MSG.DELETE.LIFEBOAT_ALERTS"] = []string{notifier}
 	// Reading.
 	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS"] = []string{scheduler, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS.lifeboat.job.drill.etcd-prod"] = []string{scheduler, cli}
@@ -103,14 +107,17 @@ func publishable() map[string][]string {
 	may["$JS.API.DIRECT.GET.LIFEBOAT_EVENTS.lifeboat.event.snapshot.committed.etcd-prod"] = []string{scheduler, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_EVENTS.lifeboat.event.snapshot.deleted.etcd-prod"] = []string{scheduler, prune, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_DEAD.lifeboat.dead.webhook"] = []string{cli}
-	may["$JS.API.DIRECT.GET.LIFEBOAT_ALERTS"] = nil
-	may["$JS.API.DIRECT.GET.LIFEBOAT_ALERTS.lifeboat.alert.received"] = nil
+	may["$JS.API.DIRECT.GET.LIFEBOAT_ALERTS"] = []string{notifier}
+	may["$JS.API.DIRECT.GET.LIFEBOAT_ALERTS.lifeboat.alert.group.slack.0f"] = []string{notifier}
 	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_EVENTS.spy"] = []string{scheduler, notifier, cli}
 	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_EVENTS.spy.lifeboat.event.>"] = []string{scheduler, notifier, cli}
 	may["$JS.API.CONSUMER.MSG.NEXT.LIFEBOAT_EVENTS.spy"] = []string{scheduler, notifier, cli}
 	may["$JS.API.CONSUMER.DELETE.LIFEBOAT_EVENTS.spy"] = []string{scheduler, notifier, cli}
 	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_DEAD.spy"] = []string{cli}
 	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_ALERTS.spy.lifeboat.alert.>"] = []string{notifier}
+	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_ALERTS.deliver-slack"] = []string{notifier}
+	may["$JS.ACK.LIFEBOAT_EVENTS.notifier-events.1.1.1.1.0"] = []string{notifier}
+	may["$JS.ACK.LIFEBOAT_EVENTS.spy.1.1.1.1.0"] = nil
 	may["$JS.API.CONSUMER.MSG.NEXT.LIFEBOAT_ALERTS.notifier-route"] = []string{notifier}
 	may["$JS.ACK.LIFEBOAT_ALERTS.notifier-route.1.1.1.1.0"] = []string{notifier}
 	// Questions.

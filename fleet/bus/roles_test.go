@@ -292,14 +292,14 @@ func notify(t *testing.T, d *deployed) {
 		Handle: func(ctx context.Context, _ *bus.Message) error {
 			return b.PublishAll(ctx, []bus.Outgoing{
 				{Subject: bus.DeliverySubject("slack"), Message: &lifeboatv1.Delivery{}, ID: "1"},
-				{Subject: bus.DeliverySubject("dingtalk"), Message: &lifeboatv1.Delivery{}, ID: "2"},
+				{Subject: bus.CriticalSubject("dingtalk"), Message: &lifeboatv1.Delivery{}, ID: "2"},
 			})
 		},
 	})
 	for _, receiver := range []string{"slack", "dingtalk"} {
 		start(t, b, bus.Consumer{
-			Stream: bus.StreamAlerts, Durable: "deliver-" + receiver, Filter: bus.DeliverySubject(receiver), AckWait: 5 * time.Second,
-			Ordered: true,
+			Stream: bus.StreamAlerts, Durable: "deliver-" + receiver, Filter: bus.DeliverySubject(receiver),
+			Also: []string{bus.CriticalSubject(receiver)}, AckWait: 5 * time.Second, Ordered: true,
 			Handle: func(context.Context, *bus.Message) error {
 				return bus.Terminal("channel_not_found", errors.New("the channel is gone"))
 			},
@@ -312,13 +312,45 @@ func notify(t *testing.T, d *deployed) {
 	require.NoError(t, b.PublishAll(t.Context(), []bus.Outgoing{
 		{Subject: bus.SubjectReceived, Message: &lifeboatv1.Notification{}, ID: "a"},
 	}))
-	assert.ElementsMatch(t, []string{"lifeboat.alert.delivery.slack", "lifeboat.alert.delivery.dingtalk"},
+	assert.ElementsMatch(t, []string{"lifeboat.alert.delivery.slack", "lifeboat.alert.delivery.dingtalk.critical"},
 		[]string{receive(t, delivered), receive(t, delivered)})
 	_, err := b.Subjects(t.Context(), bus.StreamAlerts, bus.DeliverySubject("*"))
 	require.NoError(t, err)
+	keeps(t, b)
 	emit(t, b, "alert", "delivered")
+	emit(t, b, "canary", "late")
+	emit(t, b, "silence", "created")
+	routed := make(chan string, 1)
+	start(t, b, bus.Consumer{
+		Stream: bus.StreamEvents, Durable: "notifier-events", Filter: "lifeboat.event.silence.*.*", Also: []string{"lifeboat.event.canary.*.*"},
+		AckWait: 5 * time.Second, Handle: func(_ context.Context, m *bus.Message) error { routed <- m.Subject; return nil },
+	})
+	assert.ElementsMatch(t, []string{"lifeboat.event.canary.late.etcd-prod", "lifeboat.event.silence.created.etcd-prod"},
+		[]string{receive(t, routed), receive(t, routed)})
 	require.NoError(t, b.DeadLetter(t.Context(), "webhook_malformed", &lifeboatv1.DeadLetter{Subject: "webhook"}))
 	follows(t, b, bus.StreamEvents, "lifeboat.event.snapshot.failed.*", "lifeboat.event.snapshot.committed.*")
+}
+
+// keeps writes, reads and removes what the notifier keeps beside its queue.
+func keeps(t *testing.T, b *bus.Bus) {
+	t.Helper()
+	subject := bus.GroupSubject("slack", "0f")
+	seq := uint64(0)
+	for range 2 {
+		var err error
+		seq, err = b.PutState(t.Context(), bus.State{Outgoing: bus.Outgoing{Subject: subject, Message: &lifeboatv1.Group{}}, Expect: seq})
+		require.NoError(t, err)
+	}
+	last, _, err := b.Last(t.Context(), bus.StreamAlerts, subject, &lifeboatv1.Group{})
+	require.NoError(t, err)
+	assert.Equal(t, seq, last)
+	first, err := b.First(t.Context(), bus.StreamAlerts, bus.GroupSubject("*", "*"))
+	require.NoError(t, err)
+	assert.Equal(t, seq, first.Seq)
+	require.NoError(t, b.Delete(t.Context(), bus.StreamAlerts, seq))
+	require.NoError(t, b.ScanFrom(t.Context(), bus.StreamAlerts, bus.GroupSubject("*", "*"), 1, func(m *bus.Message) error {
+		return fmt.Errorf("%s is still there", m.Subject)
+	}))
 }
 
 // follows watches subjects until it has seen what is there.

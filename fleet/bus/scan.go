@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,7 +34,12 @@ const (
 // In a cluster every replica answers, also one that lags behind by what was written in the last moment. Whoever acts on what a
 // scan told must therefore write with an expected sequence, as PutState does.
 func (b *Bus) Scan(ctx context.Context, stream, filter string, each func(*Message) error) error {
-	page := &page{bus: b, stream: stream, filter: filter, next: 1, messages: make([]*Message, 0, pageMessages)}
+	return b.ScanFrom(ctx, stream, filter, 1, each)
+}
+
+// ScanFrom is Scan without the messages before a sequence.
+func (b *Bus) ScanFrom(ctx context.Context, stream, filter string, from uint64, each func(*Message) error) error {
+	page := &page{bus: b, stream: stream, filter: filter, next: max(from, 1), messages: make([]*Message, 0, 64)}
 	for more := true; more; {
 		var err error
 		if more, err = page.read(ctx); err != nil {
@@ -48,12 +54,26 @@ func (b *Bus) Scan(ctx context.Context, stream, filter string, each func(*Messag
 	return nil
 }
 
+// First is the oldest message whose subject matches the filter. It returns ErrNoMessage when there is none.
+func (b *Bus) First(ctx context.Context, stream, filter string) (*Message, error) {
+	page := &page{bus: b, stream: stream, filter: filter, next: 1, most: 1}
+	if _, err := page.read(ctx); err != nil {
+		return nil, fmt.Errorf("reading the oldest %s of stream %s: %w", filter, stream, err)
+	}
+	if len(page.messages) == 0 {
+		return nil, fmt.Errorf("%w of %s in stream %s", ErrNoMessage, filter, stream)
+	}
+	return page.messages[0], nil
+}
+
 // page is a part of a scan. It is read whole before any of it is told, so that one that was cut can be read again.
 type page struct {
 	bus            *Bus
 	stream, filter string
 	next           uint64
-	messages       []*Message
+	// most messages of a page; pageMessages when 0.
+	most     int
+	messages []*Message
 }
 
 func (p *page) read(ctx context.Context) (more bool, err error) {
@@ -79,7 +99,7 @@ var (
 
 func (p *page) try(ctx context.Context) (more bool, err error) {
 	request, err := json.Marshal(map[string]any{
-		"seq": p.next, "next_by_subj": p.filter, "batch": pageMessages, "max_bytes": pageBytes,
+		"seq": p.next, "next_by_subj": p.filter, "batch": cmp.Or(p.most, pageMessages), "max_bytes": pageBytes,
 	})
 	if err != nil {
 		return false, err

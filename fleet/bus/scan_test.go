@@ -188,3 +188,23 @@ func BenchmarkScan(b *testing.B) {
 	}
 	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "messages/s")
 }
+
+func TestFirstIsTheOldestThatMatches(t *testing.T) {
+	t.Parallel()
+	_, b := fleet(t)
+	_, err := b.First(t.Context(), bus.StreamAlerts, "lifeboat.alert.delivery.>")
+	require.ErrorIs(t, err, bus.ErrNoMessage)
+	for _, s := range []string{bus.SubjectReceived, bus.DeliverySubject("b"), bus.CriticalSubject("a"), bus.DeliverySubject("b")} {
+		_, err = b.Publish(t.Context(), bus.Outgoing{Subject: s, Message: &lifeboatv1.Delivery{}})
+		require.NoError(t, err)
+	}
+	first, err := b.First(t.Context(), bus.StreamAlerts, "lifeboat.alert.delivery.>")
+	require.NoError(t, err)
+	assert.EqualValues(t, 2, first.Seq)
+	var seqs []uint64
+	require.NoError(t, b.ScanFrom(t.Context(), bus.StreamAlerts, bus.DeliverySubject("b"), 3, func(m *bus.Message) error {
+		seqs = append(seqs, m.Seq)
+		return nil
+	}))
+	assert.Equal(t, []uint64{4}, seqs)
+}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -38,12 +39,20 @@ func (c *checker) notifier(n Notifier, alertmanagers []string) {
 		c.take(receivers, "receivers", i, r.Name)
 	}
 	for i, r := range n.Receivers {
-		c.receiver(fmt.Sprintf("notifier.receivers[%d]", i), r, receivers)
+		key := fmt.Sprintf("notifier.receivers[%d]", i)
+		c.receiver(key, r, receivers)
+		if after := cmp.Or(r.FallbackAfter, defaultFallbackAfter); r.Fallback != "" && after >= cmp.Or(n.GiveUpAfter, defaultGiveUpAfter) {
+			c.add(key+".fallback_after", "must be less than notifier.give_up_after, or the fallback never gets anything")
+		}
 	}
 	c.fallbacks(n.Receivers)
 	for i, t := range n.TimeIntervals {
+		key := fmt.Sprintf("notifier.time_intervals[%d]", i)
 		if t.Name == "" {
-			c.add(fmt.Sprintf("notifier.time_intervals[%d].name", i), "is missing")
+			c.add(key+".name", "is missing")
+		}
+		if len(t.TimeIntervals) == 0 {
+			c.add(key, "holds no time_intervals; a route that is active in it would never deliver")
 		}
 		c.take(intervals, "time_intervals", i, t.Name)
 	}
@@ -60,6 +69,9 @@ func (c *checker) notifier(n Notifier, alertmanagers []string) {
 	c.runbooks(n.Runbooks)
 	c.flapping(n.Flapping)
 	c.interactions(n.Interactions, alertmanagers)
+	if l := n.Interactions.Listen; l != "" && l == cmp.Or(n.Listen, defaultListen) && !strings.HasSuffix(l, ":0") {
+		c.add("notifier.interactions.listen", "is notifier.listen; people and Alertmanager need an address each")
+	}
 	c.reconcile(n.Reconcile)
 	if len(n.Receivers) == 0 && n.Route.Receiver == "" && len(n.Route.Routes) == 0 {
 		return
@@ -69,6 +81,9 @@ func (c *checker) notifier(n Notifier, alertmanagers []string) {
 	}
 	if len(n.Route.Matchers) > 0 {
 		c.add("notifier.route.matchers", "the top route takes everything and has no matchers")
+	}
+	if n.Route.Continue {
+		c.add("notifier.route.continue", "means nothing in the top route, which has nothing beside it")
 	}
 	if len(n.Route.MuteTimeIntervals)+len(n.Route.ActiveTimeIntervals) > 0 {
 		c.add("notifier.route", "the top route must not be muted by time intervals; put them into a route below it")
@@ -110,7 +125,7 @@ func (c *checker) receiver(key string, r Receiver, receivers names) {
 	if !slices.Contains([]string{"", "en", "zh"}, r.Language) {
 		c.add(key+".language", "%q is not en or zh", r.Language)
 	}
-	c.limit(key+".limit", r.Limit)
+	c.limit(key+".limit", r)
 	if r.Fallback != "" {
 		if _, ok := receivers[r.Fallback]; !ok {
 			c.add(key+".fallback", "no receiver is named %q", r.Fallback)
@@ -141,12 +156,17 @@ func (c *checker) slack(key string, s Slack) {
 	}
 }
 
-func (c *checker) limit(key string, l Limit) {
+func (c *checker) limit(key string, r Receiver) {
+	l := r.Limit
 	if l.Messages < -1 || l.Messages > 1000 {
 		c.add(key+".messages", "must be from 1 to 1000, or -1 for no limit")
 	}
 	c.notNegative(key+".per", l.Per)
-	if l.Reserve < -1 || l.Messages > 0 && l.Reserve >= l.Messages {
+	messages, _ := r.usualLimit()
+	if l.Messages != 0 {
+		messages = l.Messages
+	}
+	if l.Reserve < -1 || messages > 0 && l.Reserve >= messages {
 		c.add(key+".reserve", "must be less than messages, so that something is left for the others, or -1 for none")
 	}
 }
@@ -175,7 +195,7 @@ func (c *checker) runbooks(r Runbooks) {
 	}
 	for _, severity := range slices.Sorted(maps.Keys(r.Policy)) {
 		if grade := r.Policy[severity]; !slices.Contains([]string{"error", "warning", "ignore"}, grade) {
-			c.add("notifier.runbooks.policy."+severity, "%q is not error, warning or ignore", grade)
+			c.add("notifier.runbooks.policy."+keyed(severity), "%q is not error, warning or ignore", grade)
 		}
 	}
 }
@@ -212,9 +232,6 @@ func (c *checker) interactions(i Interactions, alertmanagers []string) {
 }
 
 func (c *checker) reconcile(r Reconcile) {
-	if r.Interval < -1 {
-		c.add("notifier.reconcile.interval", "must not be negative, but -1 switches it off")
-	}
 	c.notNegative("notifier.reconcile.after", r.After)
 }
 
@@ -229,18 +246,13 @@ func (c *checker) route(key string, r Route, receivers, intervals names) {
 			c.add(fmt.Sprintf("%s.matchers[%d]", key, i), "%v", err)
 		}
 	}
-	for list, all := range map[string][]string{"mute_time_intervals": r.MuteTimeIntervals, "active_time_intervals": r.ActiveTimeIntervals} {
-		for i, name := range all {
-			if _, ok := intervals[name]; !ok {
-				c.add(fmt.Sprintf("%s.%s[%d]", key, list, i), "no time interval is named %q", name)
-			}
-		}
-	}
+	c.intervals(key+".mute_time_intervals", r.MuteTimeIntervals, intervals)
+	c.intervals(key+".active_time_intervals", r.ActiveTimeIntervals, intervals)
 	c.notNegative(key+".repeat_interval", r.RepeatInterval)
 	for _, severity := range slices.Sorted(maps.Keys(r.Mentions)) {
 		for _, who := range r.Mentions[severity] {
 			if !mention.MatchString(who) {
-				c.add(key+".mentions."+severity, "%q is nobody: here, channel, everyone, all, U..., S..., a mobile number or user:<id>", who)
+				c.add(key+".mentions."+keyed(severity), "%q is nobody: here, channel, everyone, all, U..., S..., a mobile number or user:<id>", who)
 			}
 		}
 	}
@@ -249,11 +261,37 @@ func (c *checker) route(key string, r Route, receivers, intervals names) {
 	}
 }
 
+func (c *checker) intervals(key string, used []string, known names) {
+	for i, name := range used {
+		if _, ok := known[name]; !ok {
+			c.add(fmt.Sprintf("%s[%d]", key, i), "no time interval is named %q", name)
+		}
+	}
+}
+
+// keyed is a key that people chose, as a part of a path: in single quotes where it would mean something else there.
+func keyed(name string) string {
+	if plainKey.MatchString(name) {
+		return name
+	}
+	return "'" + name + "'"
+}
+
+var plainKey = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
 // mention is what Slack and DingTalk can be told to mention.
 var mention = regexp.MustCompile(`^(here|channel|everyone|all|[UWS][A-Z0-9]{5,}|\+?[0-9][0-9-]{6,19}|user:[A-Za-z0-9_.$-]{1,64})$`)
 
 // ParseMatchers parses one entry of a matchers list with Alertmanager's own parser: UTF-8 syntax, falling back to the
-// classic one, as Alertmanager does.
+// classic one, as Alertmanager does. The error is that of the UTF-8 parser, which says where it stumbled.
 func ParseMatchers(s string) (labels.Matchers, error) {
-	return compat.FallbackMatchersParser(slog.New(slog.DiscardHandler))(s, "lifeboat.yaml")
+	quiet := slog.New(slog.DiscardHandler)
+	ms, err := compat.FallbackMatchersParser(quiet)(s, "lifeboat.yaml")
+	if err == nil {
+		return ms, nil
+	}
+	if _, why := compat.UTF8MatchersParser(quiet)(s, "lifeboat.yaml"); why != nil {
+		err = why
+	}
+	return nil, err
 }

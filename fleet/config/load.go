@@ -182,6 +182,33 @@ func (d *document) decodeError(err error) error {
 	}
 }
 
+// Finding is something about a configuration that can be used all the same, and that its author should know.
+type Finding struct {
+	// Key is the path of the key, as "notifier.route.routes[1]".
+	Key     string
+	Message string
+	// Warning says that it may well be meant.
+	Warning bool
+}
+
+// Place finds the lines of findings in the file that they are about, in their order. path only names the file.
+func Place(path string, src []byte, found []Finding) []*Error {
+	doc := &document{path: path, src: src}
+	// What cannot be parsed has no findings, but the file may have changed since it was read: then they stand at its beginning.
+	if file, err := parser.ParseBytes(src, 0); err == nil && len(file.Docs) > 0 {
+		doc.body = file.Docs[0].Body
+	}
+	placed := make([]*Error, 0, len(found))
+	for _, f := range found {
+		message := f.Message
+		if f.Warning {
+			message = "warning: " + message
+		}
+		placed = append(placed, doc.place(problem{f.Key, message}))
+	}
+	return placed
+}
+
 // keyAt is the path of the mapping entry whose key or value starts at a position.
 func (d *document) keyAt(line, column int) string {
 	if d.body == nil {
@@ -204,12 +231,14 @@ func (d *document) keyAt(line, column int) string {
 func (d *document) problems(ps []problem) error {
 	errs := make([]error, 0, len(ps))
 	for _, p := range ps {
-		line, column := d.position(p.key)
-		errs = append(errs, &Error{
-			File: d.path, Line: line, Column: column, Key: p.key, Message: p.message, Source: d.line(line),
-		})
+		errs = append(errs, d.place(p))
 	}
 	return errors.Join(errs...)
+}
+
+func (d *document) place(p problem) *Error {
+	line, column := d.position(p.key)
+	return &Error{File: d.path, Line: line, Column: column, Key: p.key, Message: p.message, Source: d.line(line)}
 }
 
 func (d *document) position(key string) (line, column int) {
@@ -226,8 +255,8 @@ func (d *document) position(key string) (line, column int) {
 		}
 		p, err := yaml.PathString(path)
 		if err == nil {
-			if n, err := p.FilterNode(body); err == nil && n != nil && n.GetToken() != nil {
-				pos := n.GetToken().Position
+			if n, err := p.FilterNode(body); err == nil && n != nil && begin(n).GetToken() != nil {
+				pos := begin(n).GetToken().Position
 				return pos.Line + offset, pos.Column
 			}
 		}
@@ -238,4 +267,17 @@ func (d *document) position(key string) (line, column int) {
 		key = key[:cut]
 	}
 	return 1, 1
+}
+
+// begin is the node that stands first: a mapping in block style begins with its first key, though the library says with its colon.
+func begin(n ast.Node) ast.Node {
+	switch m := n.(type) {
+	case *ast.MappingNode:
+		if !m.IsFlowStyle && len(m.Values) > 0 {
+			return m.Values[0].Key
+		}
+	case *ast.MappingValueNode:
+		return m.Key
+	}
+	return n
 }

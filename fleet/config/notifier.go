@@ -197,7 +197,7 @@ type Interactions struct {
 
 // Reconcile compares what Alertmanager says fires with what was delivered.
 type Reconcile struct {
-	// Interval is 5m when empty; -1 switches it off.
+	// Interval is 5m when empty; a negative one (-1s) switches it off.
 	Interval time.Duration `yaml:"interval"`
 	// After is how long an alert must fire before it is missed; 10m when empty. It has to be longer than Alertmanager's group_wait
 	// and group_interval together.
@@ -250,16 +250,27 @@ func (r *Receiver) setDefaults() {
 	usual(&r.TimeZone, "UTC")
 	usual(&r.Language, "en")
 	usual(&r.FallbackAfter, defaultFallbackAfter)
-	messages, per := 3, 4*time.Second
+	messages, per := r.usualLimit()
 	if r.DingTalk != nil {
 		usual(&r.DingTalk.Style, "markdown")
-		// 20 in any minute, and being blocked for ten minutes above that: what is on its way counts when it arrives.
-		messages, per = 18, time.Minute
 	}
 	if r.Slack != nil {
 		usual(&r.Slack.APIURL, defaultSlackAPI)
 	}
 	usual(&r.Limit.Messages, messages)
 	usual(&r.Limit.Per, per)
-	usual(&r.Limit.Reserve, max(r.Limit.Messages/4, 1))
+	reserve := max(r.Limit.Messages/4, 1)
+	if r.Limit.Messages <= 1 {
+		reserve = -1 // of one nothing can be kept, and of no limit nothing needs to be
+	}
+	usual(&r.Limit.Reserve, reserve)
+}
+
+// usualLimit is a receiver's limit when it says none.
+func (r *Receiver) usualLimit() (messages int, per time.Duration) {
+	if r.DingTalk != nil {
+		// 20 in any minute, and being blocked for ten minutes above that: what is on its way counts when it arrives.
+		return 18, time.Minute
+	}
+	return 3, 4 * time.Second
 }

@@ -20,6 +20,7 @@ type valueCheck func(value ast.Node) (ast.Node, error)
 func valueChecks() map[string]valueCheck {
 	checks := durationChecks(reflect.TypeFor[Config](), map[string]valueCheck{})
 	checks["blackout"] = checkBlackouts
+	checks["time_intervals"] = checkBlackouts // of the list of names too, whose items have no such keys
 	return checks
 }
 

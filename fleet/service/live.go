@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -153,8 +154,18 @@ func needsRestart(old, now *config.Config) []string {
 	if !reflect.DeepEqual(old.Store, now.Store) {
 		names = append(names, "store")
 	}
-	if old.Notifier.Listen != now.Notifier.Listen {
-		names = append(names, "notifier.listen")
+	for key, changed := range map[string]bool{
+		"notifier.listen":                            old.Notifier.Listen != now.Notifier.Listen,
+		"notifier.web_config_file":                   old.Notifier.WebConfigFile != now.Notifier.WebConfigFile,
+		"notifier.bearer_tokens_file":                old.Notifier.BearerTokensFile != now.Notifier.BearerTokensFile,
+		"notifier.interactions.listen":               old.Notifier.Interactions.Listen != now.Notifier.Interactions.Listen,
+		"notifier.interactions.web_config_file":      old.Notifier.Interactions.WebConfigFile != now.Notifier.Interactions.WebConfigFile,
+		"notifier.interactions.slack_app_token_file": (old.Notifier.Interactions.SlackAppTokenFile == "") != (now.Notifier.Interactions.SlackAppTokenFile == ""),
+	} {
+		if changed {
+			names = append(names, key)
+		}
 	}
+	slices.Sort(names)
 	return names
 }

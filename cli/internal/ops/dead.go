@@ -38,6 +38,8 @@ func DeadCommand() *cobra.Command {
 type letter struct {
 	*lifeboatv1.DeadLetter
 	seqs []uint64
+	// size of the payload in bytes, also when it is not kept.
+	size int
 }
 
 // The subject of a letter whose payload never was a message: a webhook's body.
@@ -64,6 +66,7 @@ func (f *fleet) letters(ctx context.Context, filter string, since time.Time, pay
 			if d.GetTime().AsTime().Before(since) {
 				return nil
 			}
+			size := len(d.GetPayload())
 			if !payloads(d) {
 				d.Payload = nil
 			}
@@ -71,7 +74,7 @@ func (f *fleet) letters(ctx context.Context, filter string, since time.Time, pay
 				twice.seqs = append(twice.seqs, m.Seq)
 				return nil
 			}
-			byID[d.GetId()] = &letter{DeadLetter: d, seqs: []uint64{m.Seq}}
+			byID[d.GetId()] = &letter{DeadLetter: d, seqs: []uint64{m.Seq}, size: size}
 			all = append(all, byID[d.GetId()])
 			return nil
 		})

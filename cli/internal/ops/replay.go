@@ -2,6 +2,7 @@ package ops
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,6 +53,8 @@ type replay struct {
 	in        io.Reader
 	progress  io.Writer
 	yes, keep bool
+	// hook posts webhooks that were refused; nil where they cannot be sent.
+	hook *hook
 }
 
 // replayed is a letter that was sent again.
@@ -59,6 +62,8 @@ type replayed struct {
 	ID       string `json:"id"`
 	Subject  string `json:"subject"`
 	Sequence uint64 `json:"sequence"`
+	// URL is where a webhook was posted.
+	URL string `json:"url,omitempty"`
 	// JobID is empty for what is no job, and for a job that had ended before it could be asked for.
 	JobID string `json:"job_id,omitempty"`
 	Kept  bool   `json:"kept"`
@@ -101,7 +106,7 @@ func (r *replay) confirm(chosen []*letter) error {
 		return console.Usagef("nobody can be asked here; look at what would be sent with lifeboat dead show, and add --yes")
 	}
 	for _, l := range chosen {
-		fmt.Fprintf(r.progress, "%s: %d bytes to %s\n", clean(l.GetId()), len(l.GetPayload()), clean(l.GetSubject()))
+		fmt.Fprintf(r.progress, "%s: %s\n", clean(l.GetId()), r.sending(l))
 	}
 	fmt.Fprint(r.progress, "Send again? [y/N] ")
 	answer, err := bufio.NewReader(r.in).ReadString('\n')
@@ -114,9 +119,21 @@ func (r *replay) confirm(chosen []*letter) error {
 	return nil
 }
 
-// one sends a letter, tells of it, and removes it: in this order, so that no crash loses it.
-func (r *replay) one(ctx context.Context, l *letter) (replayed, error) {
-	done := replayed{ID: l.GetId(), Subject: l.GetSubject(), Kept: r.keep}
+// sending says what would be sent where.
+func (r *replay) sending(l *letter) string {
+	where := clean(l.GetSubject())
+	if l.GetSubject() == subjectWebhook && r.hook != nil {
+		where = r.hook.address(l.DeadLetter)
+	}
+	return fmt.Sprintf("%d bytes to %s", l.size, where)
+}
+
+// send gives a letter back to where it came from.
+func (r *replay) send(ctx context.Context, l *letter, done *replayed) (err error) {
+	if l.GetSubject() == subjectWebhook && r.hook != nil {
+		done.URL = r.hook.address(l.DeadLetter)
+		return r.hook.post(ctx, r.fleet, l)
+	}
 	headers := map[string]string{}
 	for k, v := range l.GetHeaders() {
 		if !strings.HasPrefix(k, "Nats-") {
@@ -128,23 +145,35 @@ func (r *replay) one(ctx context.Context, l *letter) (replayed, error) {
 	if r.keep {
 		id = "" // who keeps it may mean to send it again
 	}
-	var err error
 	done.Sequence, err = r.bus.PublishRaw(ctx, l.GetSubject(), l.GetPayload(), headers, id)
 	if errors.Is(err, bus.ErrBusy) {
-		return done, fmt.Errorf("%w; the letter stays. See the job with lifeboat jobs list, and try again when it has ended", err)
+		return fmt.Errorf("%w; the letter stays. See the job with lifeboat jobs list, and try again when it has ended", err)
 	}
 	if err != nil {
-		return done, fmt.Errorf("%w; the letter stays", err)
+		return fmt.Errorf("%w; the letter stays", err)
+	}
+	return nil
+}
+
+// one sends a letter, tells of it, and removes it: in this order, so that no crash loses it.
+func (r *replay) one(ctx context.Context, l *letter) (replayed, error) {
+	done := replayed{ID: l.GetId(), Subject: l.GetSubject(), Kept: r.keep}
+	if err := r.send(ctx, l, &done); err != nil {
+		return done, err
 	}
 	target := r.aimed(l.GetSubject())
 	done.JobID = r.jobID(ctx, l.GetSubject(), done.Sequence)
-	err = r.bus.Emit(ctx, &lifeboatv1.Event{
+	e := &lifeboatv1.Event{
 		Id: fmt.Sprintf("dead.replayed.%s.%d", l.GetId(), done.Sequence), Noun: "dead", Verb: "replayed", Target: target,
 		JobId: done.JobID, RequestedBy: "cli " + console.Whoami(),
 		Message:    fmt.Sprintf("dead letter %s was sent again to %s", l.GetId(), l.GetSubject()),
 		Attributes: map[string]string{"dead_id": l.GetId(), "subject": l.GetSubject(), "sequence": fmt.Sprint(done.Sequence)},
-	})
-	if err != nil {
+	}
+	if done.URL != "" { // each post is one, for there is no sequence to tell them apart
+		e.Id, e.Attributes["url"] = "", done.URL
+		delete(e.Attributes, "sequence")
+	}
+	if err := r.bus.Emit(ctx, e); err != nil {
 		return done, fmt.Errorf("%s was sent, and that could not be recorded, so the letter stays: %w", clean(l.GetId()), err)
 	}
 	if r.keep {
@@ -184,7 +213,8 @@ func (f *fleet) replayable(d *lifeboatv1.DeadLetter) error {
 	switch {
 	case subject == subjectWebhook:
 		return fmt.Errorf("this is a webhook's body, which only Alertmanager's side can send: lifeboat dead show %s --payload -c %s > body.json, "+
-			"mend it, and curl -X POST --data-binary @body.json http://%s/api/v1/alertmanager", clean(d.GetId()), f.file, reachable(f.config.Notifier.Listen))
+			"mend it, and curl -X POST --data-binary @body.json http://%s/api/v1/alertmanager; or, when the notifier takes it as it is by now: "+
+			"lifeboat notify replay %[1]s -c %[2]s", clean(d.GetId()), f.file, reachable(f.config.Notifier.Listen))
 	case d.GetTruncated():
 		return errors.New("only the beginning of its payload was kept, so it cannot be sent again; ask for it anew where it came from")
 	case !strings.HasPrefix(subject, "lifeboat.job.") && !strings.HasPrefix(subject, "lifeboat.alert."),
@@ -211,7 +241,7 @@ func printReplayed(out io.Writer, output, file string, all []replayed) error {
 		return console.WriteJSON(out, all)
 	}
 	for _, d := range all {
-		text := fmt.Sprintf("%s: sent again to %s", clean(d.ID), clean(d.Subject))
+		text := fmt.Sprintf("%s: sent again to %s", clean(d.ID), cmp.Or(d.URL, clean(d.Subject)))
 		if work, target, ok := bus.ParseJobSubject(d.Subject); ok && d.JobID != "" {
 			text += fmt.Sprintf(" as job %s; see how it ends: lifeboat why %s --work %s --job %s -c %s", d.JobID, clean(target), clean(string(work)), d.JobID, file)
 		}

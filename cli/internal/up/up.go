@@ -309,7 +309,7 @@ func (f *Fleet) startServices(ctx context.Context) error {
 	f.services.Go(func() error {
 		return notifier.Run(ctx, notifier.Options{
 			ConfigPath: f.ConfigPath, HTTPAddr: "127.0.0.1:0", Logger: f.Logger,
-			Started: func(health, _ string) { up <- started{"notifier", health} },
+			Started: func(a notifier.Addresses) { up <- started{"notifier", a.Health} },
 		})
 	})
 	for range 3 {

@@ -1,6 +1,6 @@
-// Package chattest runs local stand-ins for a Slack incoming webhook and a DingTalk custom robot, on one loopback port.
-// They enforce the real services' rules (sizes, signatures, throttling, error codes), so that what they accept the real
-// ones accept too, and show what they accepted on a page. They can be told to fail.
+// Package chattest runs local stand-ins for Slack (an incoming webhook, the Web API of a bot, buttons, Socket Mode) and a
+// DingTalk custom robot, on one loopback port. They enforce the real services' rules (sizes, signatures, throttling, error
+// codes), so that what they accept the real ones accept too, and show what they accepted on a page. They can be told to fail.
 package chattest
 
 import (
@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"slices"
@@ -30,16 +31,41 @@ const (
 	DingTalk Kind = "dingtalk"
 )
 
-// keep is how many messages are remembered.
-const keep = 10_000
+// One method of Slack's API each, where a test wants to be exact. Requests of the chat methods count for Slack too, and meet
+// a fault of Slack when there is none of their own.
+const (
+	// SlackPost is chat.postMessage into a channel, SlackThread the same into a thread.
+	SlackPost   Kind = "slack chat.postMessage"
+	SlackThread Kind = "slack chat.postMessage in a thread"
+	SlackUpdate Kind = "slack chat.update"
+	SlackAuth   Kind = "slack auth.test"
+	SlackOpen   Kind = "slack apps.connections.open"
+)
+
+// unlimited is a limit that is never met.
+const unlimited = math.MaxInt32
 
 // Options of a Server. The zero value has the real services' limits.
 type Options struct {
 	// Addr to listen on; a free loopback port when empty.
 	Addr string
-	// SlackPerSecond and SlackBurst limit the webhook; 1 message a second and bursts of 4 when zero.
+	// NoLimits takes away how many requests a chat accepts in a time, for sinks of a benchmark.
+	NoLimits bool
+	// Keep is how many messages are remembered; 10,000 when zero.
+	Keep int
+	// OnMessage is told of every message that was accepted, and of every edit; by several goroutines at once.
+	OnMessage func(Message)
+	// SlackPerSecond and SlackBurst limit each channel; 1 message a second and bursts of 4 when zero.
 	SlackPerSecond float64
 	SlackBurst     int
+	// SlackUpdatesPerMinute limits chat.update; 50 when zero.
+	SlackUpdatesPerMinute int
+	// Channels are more of Slack's channels that the bot is in, by id.
+	Channels []string
+	// EditWindow is for how long a message of Slack may be edited; for ever when zero.
+	EditWindow time.Duration
+	// InteractionsURL is Slack's request URL: what a person presses is posted there when no Socket Mode connection is open.
+	InteractionsURL string
 	// DingTalkPerMinute limits the robot; 20 when zero. Above it the robot is blocked for DingTalkBlock; 10m when zero.
 	DingTalkPerMinute int
 	DingTalkBlock     time.Duration
@@ -50,6 +76,15 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	if o.Addr == "" {
 		o.Addr = "127.0.0.1:0"
+	}
+	if o.Keep == 0 {
+		o.Keep = 10_000
+	}
+	if o.NoLimits {
+		o.SlackPerSecond, o.SlackBurst, o.SlackUpdatesPerMinute, o.DingTalkPerMinute = unlimited, unlimited, unlimited, unlimited
+	}
+	if o.SlackUpdatesPerMinute == 0 {
+		o.SlackUpdatesPerMinute = 50
 	}
 	if o.SlackPerSecond == 0 {
 		o.SlackPerSecond = 1
@@ -76,8 +111,19 @@ type Message struct {
 	Title string
 	// Text is what the message says, in the chat's own markup.
 	Text string
-	// Raw is the request's body.
+	// Raw is the request's body; of a form of Slack's API, its fields as JSON.
 	Raw []byte
+
+	// Channel of Slack, and where the message stands in it. ThreadTS is set in a thread, and Broadcast when it is shown in the
+	// channel as well.
+	Channel, TS, ThreadTS string
+	Broadcast             bool
+	// Edited counts edits; the rest of the message is as after the last one.
+	Edited int
+	// Colour of Slack's first attachment.
+	Colour string
+	// User who alone sees the message; empty for one that everybody sees.
+	User string
 }
 
 // Fault is an answer given instead of the real one. The message is not accepted.
@@ -86,8 +132,10 @@ type Fault struct {
 	Status int
 	// Header is added to the answer.
 	Header http.Header
-	// Body of the answer. When it is empty, ErrCode and ErrMsg make one as DingTalk has it.
-	Body    string
+	// Body of the answer. When it is empty, Word makes one as Slack has it, or else ErrCode and ErrMsg as DingTalk has it.
+	Body string
+	// Word is Slack's for an error: {"ok":false,"error":"..."} from the API, the bare word from the webhook.
+	Word    string
 	ErrCode int
 	ErrMsg  string
 	// Hang holds the request until the client gives up or the server stops.
@@ -106,14 +154,15 @@ type Server struct {
 
 	slackPath, slackToken         string
 	dingTalkToken, dingTalkSecret string
+	slackApp                      *slackApp
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced at each change
-	messages []Message
+	messages []*Message
 	requests map[Kind]int
 	faults   map[Kind][]Fault
 	always   map[Kind]*Fault
-	slack    bucket
+	slack    slackState
 	dingTalk window
 }
 
@@ -129,10 +178,12 @@ func Start(o Options) (*Server, error) {
 		opts: o, addr: ln.Addr().String(), stop: cancel, ended: make(chan error, 1),
 		slackPath: "/services/T" + rand.Text()[:8] + "/B" + rand.Text()[:8], slackToken: rand.Text(),
 		dingTalkToken: strings.ToLower(rand.Text() + rand.Text()), dingTalkSecret: "SEC" + strings.ToLower(rand.Text()+rand.Text()),
+		slackApp: newSlackApp(), slack: newSlackState(o),
 		changed: make(chan struct{}), requests: map[Kind]int{}, faults: map[Kind][]Fault{}, always: map[Kind]*Fault{},
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/services/", s.serveSlack)
+	s.addSlackAPI(mux)
 	mux.HandleFunc("/robot/send", s.serveDingTalk)
 	s.addPage(mux)
 	s.srv = &http.Server{
@@ -167,6 +218,7 @@ func (s *Server) Stop() error {
 	if err := s.srv.Shutdown(ctx); err != nil {
 		return errors.Join(fmt.Errorf("stopping the chats: %w", err), s.srv.Close())
 	}
+	s.slackApp.running.Wait()
 	err := <-s.ended
 	s.ended <- err
 	if err != nil && !errors.Is(err, http.ErrServerClosed) {
@@ -219,11 +271,15 @@ func (s *Server) Heal(k Kind) {
 	delete(s.always, k)
 }
 
-// Messages are the accepted ones, oldest first.
+// Messages are the accepted ones that everybody sees, oldest first, each as after its last edit.
 func (s *Server) Messages() []Message {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.messages)
+	out := make([]Message, 0, len(s.messages))
+	for _, m := range s.messages {
+		out = append(out, *m)
+	}
+	return out
 }
 
 // Requests counts what one chat was asked, refused requests and faults included.
@@ -265,28 +321,49 @@ func (s *Server) notify() {
 	s.changed = make(chan struct{})
 }
 
-// arrive counts a request and takes the fault that it shall meet, if any.
-func (s *Server) arrive(k Kind) *Fault {
+// arrive counts a request and takes the fault that it shall meet, if any. The first kind is the most exact one, and its faults
+// go before the others'.
+func (s *Server) arrive(kinds ...Kind) *Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.requests[k]++
-	s.notify()
-	if q := s.faults[k]; len(q) > 0 {
-		s.faults[k] = q[1:]
-		return &q[0]
+	for _, k := range kinds {
+		s.requests[k]++
 	}
-	return s.always[k]
+	s.notify()
+	for _, k := range kinds {
+		if q := s.faults[k]; len(q) > 0 {
+			s.faults[k] = q[1:]
+			return &q[0]
+		}
+		if f := s.always[k]; f != nil {
+			return f
+		}
+	}
+	return nil
 }
 
-func (s *Server) accept(m Message) {
+// accept remembers a message. Where Slack has it is filled in here, so that no two have the same ts.
+func (s *Server) accept(m Message) Message {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	m.Time = s.opts.Now()
-	if len(s.messages) >= keep {
+	if m.Kind == Slack {
+		m.TS = s.slack.stamp(m.Time)
+	}
+	if len(s.messages) >= s.opts.Keep {
+		delete(s.slack.byTS, s.messages[0].TS)
 		s.messages = s.messages[1:]
 	}
-	s.messages = append(s.messages, m)
+	kept := m
+	s.messages = append(s.messages, &kept)
+	if m.Kind == Slack {
+		s.slack.byTS[m.TS] = &kept
+	}
 	s.notify()
+	s.mu.Unlock()
+	if s.opts.OnMessage != nil {
+		s.opts.OnMessage(m)
+	}
+	return m
 }
 
 // fail gives a fault's answer.
@@ -297,7 +374,13 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *Fault) {
 	}
 	maps.Copy(w.Header(), f.Header)
 	body := f.Body
-	if body == "" {
+	switch {
+	case body != "":
+	case f.Word != "" && strings.HasPrefix(r.URL.Path, "/api/"):
+		body = slackRefusal(f.Word)
+	case f.Word != "":
+		body = f.Word
+	default:
 		body = dingTalkBody(f.ErrCode, f.ErrMsg)
 	}
 	status := f.Status
@@ -348,6 +431,9 @@ type window struct {
 }
 
 func (w *window) take(now time.Time, perMinute int, block time.Duration) bool {
+	if perMinute == unlimited {
+		return true
+	}
 	if now.Before(w.blocked) {
 		return false
 	}

@@ -70,26 +70,83 @@ func (s *Server) serveChanges(w http.ResponseWriter, r *http.Request) {
 type view struct {
 	Time string
 	Body template.HTML
+	// Tone is the colour's class; empty for none.
+	Tone string
+	// Channel of Slack, how often the message was edited, and who alone saw it.
+	Channel string
+	Edited  int
+	User    string
+	// Broadcast is a message of a thread that stands in the channel too.
+	Broadcast bool
+	// Thread below the message, oldest first.
+	Thread []view
 }
 
-// views are the newest messages of one chat, newest first.
+// views are the newest messages of one chat, newest first, each with its thread.
 func (s *Server) views(k Kind) []view {
+	messages := s.Messages()
+	threads := map[string][]view{}
+	for _, m := range messages {
+		if m.ThreadTS != "" {
+			threads[m.ThreadTS] = append(threads[m.ThreadTS], viewOf(m))
+		}
+	}
+	if k == Slack {
+		messages = append(messages, s.Ephemerals()...)
+		slices.SortStableFunc(messages, func(a, b Message) int { return a.Time.Compare(b.Time) })
+	}
 	var out []view
-	for _, m := range slices.Backward(s.Messages()) {
-		if m.Kind != k {
+	for _, m := range slices.Backward(messages) {
+		if m.Kind != k || m.ThreadTS != "" && !m.Broadcast && m.User == "" {
 			continue
 		}
-		v := view{Time: m.Time.Format("15:04:05")}
-		if k == Slack {
-			v.Body = renderSlack(m.Raw)
-		} else {
-			v.Body = renderMarkdown(m.Text)
-		}
+		v := viewOf(m)
+		v.Thread = threads[m.TS]
 		if out = append(out, v); len(out) == shown {
 			break
 		}
 	}
 	return out
+}
+
+func viewOf(m Message) view {
+	v := view{
+		Time: m.Time.Format("15:04:05"), Tone: tone(m.Colour), Channel: m.Channel, Edited: m.Edited, User: m.User,
+		Broadcast: m.Broadcast,
+	}
+	if m.Kind == Slack {
+		v.Body = renderSlack(m.Raw)
+	} else {
+		v.Body = renderMarkdown(m.Text)
+	}
+	return v
+}
+
+// tone is the class of a colour: the page's security policy allows no styles from outside its own sheet.
+func tone(colour string) string {
+	var red, green, blue int
+	switch colour {
+	case "":
+		return ""
+	case "good":
+		return "green"
+	case "warning":
+		return "amber"
+	case "danger":
+		return "red"
+	}
+	if _, err := fmt.Sscanf(colour, "#%02x%02x%02x", &red, &green, &blue); err != nil {
+		return ""
+	}
+	switch {
+	case red > 150 && green > 110 && blue < 120:
+		return "amber"
+	case green > red && green > blue:
+		return "green"
+	case blue > red:
+		return "blue"
+	}
+	return "red"
 }
 
 // renderMarkdown leaves raw HTML and dangerous links out, which is goldmark's default.
@@ -106,11 +163,8 @@ func renderSlack(raw []byte) template.HTML {
 	if err := json.Unmarshal(raw, &p); err != nil {
 		return ""
 	}
-	if len(p.Blocks) == 0 {
-		p.Blocks = []slackBlock{{Type: "section", Text: &slackText{Type: "mrkdwn", Text: p.Text}}}
-	}
 	var b strings.Builder
-	for _, block := range p.Blocks {
+	for _, block := range slackBlocks(p) {
 		tag := "p"
 		switch block.Type {
 		case "divider":
@@ -119,20 +173,56 @@ func renderSlack(raw []byte) template.HTML {
 			tag = "h3"
 		case "context":
 			tag = "small"
+		case "actions":
+			b.WriteString(renderButtons(block))
+			continue
 		}
-		texts := append(slices.Clone(block.Fields), block.Elements...)
+		texts := slices.Clone(block.Fields)
+		for _, e := range block.Elements {
+			texts = append(texts, slackText{Type: e.Type, Text: e.Text.Text})
+		}
 		if block.Text != nil {
 			texts = append([]slackText{*block.Text}, texts...)
 		}
 		for _, t := range texts {
-			body := html.EscapeString(unescapeSlack(t.Text))
+			body := strings.ReplaceAll(html.EscapeString(unescapeSlack(t.Text)), "\n", "<br>")
 			if t.Type == "mrkdwn" {
-				body = renderMrkdwn(t.Text)
+				body = renderFences(t.Text)
 			}
-			fmt.Fprintf(&b, "<%s>%s</%s>", tag, strings.ReplaceAll(body, "\n", "<br>"), tag)
+			fmt.Fprintf(&b, "<%s>%s</%s>", tag, body, tag)
 		}
 	}
 	return template.HTML(b.String()) //nolint:gosec // every text above was escaped
+}
+
+func renderButtons(block slackBlock) string {
+	var b strings.Builder
+	b.WriteString("<p>")
+	for _, e := range block.Elements {
+		label := html.EscapeString(unescapeSlack(e.Text.Text))
+		if u, err := url.Parse(e.URL); err == nil && (u.Scheme == "http" || u.Scheme == "https") {
+			label = fmt.Sprintf(`<a href="%s" rel="noreferrer">%s</a>`, html.EscapeString(e.URL), label)
+		}
+		fmt.Fprintf(&b, `<span class="button" title="%s">%s</span> `, html.EscapeString(e.ActionID), label)
+	}
+	return b.String() + "</p>"
+}
+
+// renderFences shows what stands between two fences as it is, and the rest with its marks.
+func renderFences(src string) string {
+	var b strings.Builder
+	parts := strings.Split(src, "```")
+	for i, part := range parts {
+		switch {
+		case i%2 == 1 && i < len(parts)-1:
+			fmt.Fprintf(&b, `<code class="fence">%s</code>`, html.EscapeString(unescapeSlack(strings.Trim(part, "\n"))))
+		case i%2 == 1:
+			b.WriteString("```" + renderMrkdwn(part))
+		default:
+			b.WriteString(strings.ReplaceAll(renderMrkdwn(part), "\n", "<br>"))
+		}
+	}
+	return b.String()
 }
 
 // renderMrkdwn shows Slack's links, mentions, bold, italics and code.

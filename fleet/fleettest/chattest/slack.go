@@ -1,43 +1,62 @@
 package chattest
 
 import (
-	"encoding/json"
+	"fmt"
 	"io"
 	"math"
 	"net/http"
 	"strconv"
 	"strings"
-	"unicode/utf16"
+	"time"
 )
 
-// Slack's limits (docs.slack.dev, Block Kit reference), in UTF-16 code units, which is what a browser counts.
-const (
-	slackMaxHeader  = 150
-	slackMaxSection = 3000
-	slackMaxField   = 2000
-	slackMaxFields  = 10
-	slackMaxContext = 10
-	slackMaxBlocks  = 50
-	slackMaxText    = 40_000
-	slackMaxAll     = 13_200
-)
-
-type slackPayload struct {
-	Text   string       `json:"text"`
-	Blocks []slackBlock `json:"blocks"`
+// slackState is what Slack remembers. The server's lock guards it.
+type slackState struct {
+	byTS map[string]*Message
+	// gone are deleted messages.
+	gone       map[string]bool
+	last       int64
+	channels   map[string]string // id to the word that posts there are answered with, empty for a good one
+	posts      map[string]*bucket
+	updates    []time.Time
+	ephemerals []Message
+	url        string
 }
 
-type slackBlock struct {
-	Type     string      `json:"type"`
-	Text     *slackText  `json:"text"`
-	Fields   []slackText `json:"fields"`
-	Elements []slackText `json:"elements"`
+func newSlackState(o Options) slackState {
+	st := slackState{
+		byTS: map[string]*Message{}, gone: map[string]bool{}, channels: map[string]string{}, posts: map[string]*bucket{},
+		url: o.InteractionsURL,
+	}
+	for _, c := range o.Channels {
+		st.channels[c] = ""
+	}
+	return st
 }
 
-type slackText struct {
-	Type string `json:"type"`
-	Text string `json:"text"`
+// stamp makes a message's ts: its time in microseconds, and one more when another has that.
+func (st *slackState) stamp(at time.Time) string {
+	st.last = max(st.last+1, at.UnixMicro())
+	return fmt.Sprintf("%d.%06d", st.last/1e6, st.last%1e6)
 }
+
+// throttle returns zero when a message may be posted into a channel, else how long until one may.
+func (s *Server) throttle(channel string) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.opts.SlackPerSecond == unlimited {
+		return 0
+	}
+	b := s.slack.posts[channel]
+	if b == nil {
+		b = &bucket{}
+		s.slack.posts[channel] = b
+	}
+	return b.take(s.opts.Now(), s.opts.SlackPerSecond, s.opts.SlackBurst)
+}
+
+// webhookChannel is where the incoming webhook posts.
+const webhookChannel = "C0WEBHOOK"
 
 func (s *Server) serveSlack(w http.ResponseWriter, r *http.Request) {
 	fault := s.arrive(Slack)
@@ -57,11 +76,8 @@ func (s *Server) serveSlack(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusForbidden, "invalid_token")
 		return
 	}
-	s.mu.Lock()
-	wait := s.slack.take(s.opts.Now(), s.opts.SlackPerSecond, s.opts.SlackBurst)
-	s.mu.Unlock()
-	if wait > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+	if wait := s.throttle(webhookChannel); wait > 0 {
+		retryAfter(w, wait)
 		answer(w, http.StatusTooManyRequests, "rate_limited")
 		return
 	}
@@ -75,7 +91,7 @@ func (s *Server) serveSlack(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusBadRequest, problem)
 		return
 	}
-	s.accept(Message{Kind: Slack, Title: slackTitle(p), Text: slackAll(p), Raw: raw})
+	s.accept(slackMessage(p, raw, webhookChannel))
 	if fault != nil {
 		s.fail(w, r, fault)
 		return
@@ -83,103 +99,14 @@ func (s *Server) serveSlack(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, "ok")
 }
 
-// CheckSlack returns Slack's word for what is wrong with a message's body, or nothing. It is for tests of an encoder.
-func CheckSlack(raw []byte) string {
-	_, problem := parseSlack(raw)
-	return problem
+func retryAfter(w http.ResponseWriter, wait time.Duration) {
+	w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
 }
 
-func parseSlack(raw []byte) (p slackPayload, problem string) {
-	if err := json.Unmarshal(raw, &p); err != nil {
-		return p, "invalid_payload"
+func slackMessage(p slackPayload, raw []byte, channel string) Message {
+	m := Message{Kind: Slack, Title: slackTitle(p), Text: slackAll(p), Raw: raw, Channel: channel}
+	if len(p.Attachments) > 0 {
+		m.Colour = p.Attachments[0].Color
 	}
-	return p, checkSlack(p)
-}
-
-func units(s string) int { return len(utf16.Encode([]rune(s))) }
-
-// checkSlack returns Slack's word for what is wrong with a message, or nothing.
-func checkSlack(p slackPayload) string {
-	if p.Text == "" && len(p.Blocks) == 0 {
-		return "no_text"
-	}
-	if len(p.Blocks) > slackMaxBlocks || units(p.Text) > slackMaxText {
-		return "invalid_blocks"
-	}
-	all := 0
-	for _, b := range p.Blocks {
-		size, ok := checkBlock(b)
-		if !ok {
-			return "invalid_blocks"
-		}
-		all += size
-	}
-	if all > slackMaxAll {
-		return "msg_blocks_too_long"
-	}
-	return ""
-}
-
-func checkBlock(b slackBlock) (size int, ok bool) {
-	fits := func(t slackText, limit int, types ...string) bool {
-		known := t.Type == "plain_text"
-		for _, name := range types {
-			known = known || t.Type == name
-		}
-		size += units(t.Text)
-		return known && t.Text != "" && units(t.Text) <= limit
-	}
-	switch b.Type {
-	case "divider":
-		return 0, true
-	case "header":
-		ok = b.Text != nil && fits(*b.Text, slackMaxHeader)
-		return size, ok
-	case "section":
-		if b.Text == nil && len(b.Fields) == 0 || len(b.Fields) > slackMaxFields {
-			return size, false
-		}
-		ok = b.Text == nil || fits(*b.Text, slackMaxSection, "mrkdwn")
-		for _, f := range b.Fields {
-			ok = fits(f, slackMaxField, "mrkdwn") && ok
-		}
-		return size, ok
-	case "context":
-		ok = len(b.Elements) > 0 && len(b.Elements) <= slackMaxContext
-		for _, e := range b.Elements {
-			ok = fits(e, slackMaxSection, "mrkdwn") && ok
-		}
-		return size, ok
-	}
-	return size, false
-}
-
-func slackTitle(p slackPayload) string {
-	for _, b := range p.Blocks {
-		if b.Type == "header" && b.Text != nil {
-			return unescapeSlack(b.Text.Text)
-		}
-	}
-	line, _, _ := strings.Cut(p.Text, "\n")
-	return unescapeSlack(line)
-}
-
-func slackAll(p slackPayload) string {
-	var parts []string
-	for _, b := range p.Blocks {
-		if b.Text != nil {
-			parts = append(parts, b.Text.Text)
-		}
-		for _, t := range append(b.Fields, b.Elements...) {
-			parts = append(parts, t.Text)
-		}
-	}
-	if len(parts) == 0 {
-		return p.Text
-	}
-	return strings.Join(parts, "\n")
-}
-
-func unescapeSlack(s string) string {
-	return strings.NewReplacer("&lt;", "<", "&gt;", ">", "&amp;", "&").Replace(s)
+	return m
 }

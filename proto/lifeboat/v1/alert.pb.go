@@ -551,8 +551,11 @@ type Told struct {
 	ToldAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=told_at,json=toldAt,proto3" json:"told_at,omitempty"`
 	// The state that was told last: "firing", "resolved", or empty.
 	ToldStatus string `protobuf:"bytes,5,opt,name=told_status,json=toldStatus,proto3" json:"told_status,omitempty"`
-	// When it changed within the last window, for flapping.
-	Changes       []*timestamppb.Timestamp `protobuf:"bytes,6,rep,name=changes,proto3" json:"changes,omitempty"`
+	// When its states were received that were news, the newest one last, whose receipt stays; the others for flapping, those within a
+	// window before it.
+	Changes []*timestamppb.Timestamp `protobuf:"bytes,6,rep,name=changes,proto3" json:"changes,omitempty"`
+	// The newest state has not been told yet: the alert flaps.
+	Waits         bool `protobuf:"varint,7,opt,name=waits,proto3" json:"waits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -627,6 +630,13 @@ func (x *Told) GetChanges() []*timestamppb.Timestamp {
 		return x.Changes
 	}
 	return nil
+}
+
+func (x *Told) GetWaits() bool {
+	if x != nil {
+		return x.Waits
+	}
+	return false
 }
 
 // ChatMessage is where a message stands in a chat.
@@ -848,7 +858,7 @@ const file_lifeboat_v1_alert_proto_rawDesc = "" +
 	"deliveryId\x12#\n" +
 	"\rmessages_sent\x18\x05 \x01(\x05R\fmessagesSent\x123\n" +
 	"\atold_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06toldAt\x12\x14\n" +
-	"\x05title\x18\a \x01(\tR\x05title\"\x85\x02\n" +
+	"\x05title\x18\a \x01(\tR\x05title\"\x9b\x02\n" +
 	"\x04Told\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x127\n" +
 	"\tstarts_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bstartsAt\x12\x16\n" +
@@ -856,7 +866,8 @@ const file_lifeboat_v1_alert_proto_rawDesc = "" +
 	"\atold_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06toldAt\x12\x1f\n" +
 	"\vtold_status\x18\x05 \x01(\tR\n" +
 	"toldStatus\x124\n" +
-	"\achanges\x18\x06 \x03(\v2\x1a.google.protobuf.TimestampR\achanges\"\x99\x01\n" +
+	"\achanges\x18\x06 \x03(\v2\x1a.google.protobuf.TimestampR\achanges\x12\x14\n" +
+	"\x05waits\x18\a \x01(\bR\x05waits\"\x99\x01\n" +
 	"\vChatMessage\x12\x18\n" +
 	"\achannel\x18\x01 \x01(\tR\achannel\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x127\n" +

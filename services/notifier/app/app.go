@@ -2,24 +2,12 @@
 package app
 
 import (
-	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
-	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver"
-	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver/dingtalk"
-	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver/slack"
-	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver/webhook"
-	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/fleetalert"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/ingest"
 )
 
@@ -29,9 +17,14 @@ type Options struct {
 	// HTTPAddr serves health and metrics. The webhook has an address of its own, notifier.listen.
 	HTTPAddr string
 	Logger   *slog.Logger
-	// Started is told the addresses of health and metrics and of the webhook. It may be nil.
-	Started func(healthAddr, webhookAddr string)
+	// Started is told where the service listens. It may be nil.
+	Started func(Addresses)
+	// Now is the clock; time.Now when nil.
+	Now func() time.Time
 }
+
+// Addresses are where the service listens, as host:port. Interactions is empty without notifier.interactions.listen.
+type Addresses struct{ Health, Webhooks, Interactions string }
 
 // Command is `lifeboat-notifier`.
 func Command() *cobra.Command {
@@ -61,71 +54,4 @@ func Command() *cobra.Command {
 	}
 	flags.Add(cmd, "127.0.0.1:9097")
 	return cmd
-}
-
-// Run serves until the context ends.
-func Run(ctx context.Context, o Options) error {
-	base, err := service.NewBase("lifeboat-notifier", o.ConfigPath, o.Logger)
-	if err != nil {
-		return err
-	}
-	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "tcp", base.Config().Notifier.Listen)
-	if err != nil {
-		return errors.Join(fmt.Errorf("listening for webhooks: %w", err), base.Bus.Close())
-	}
-	client := webhook.New()
-	defer client.Close()
-	deliverer := deliver.New(deliver.Options{
-		Bus: base.Bus, Config: base.Config, Changed: base.Live.Changed(), Sender: senders(client),
-		Logger: base.Logger, Registerer: base.Registry, Now: time.Now,
-	})
-	own := fleetalert.New(fleetalert.Options{
-		Bus: base.Bus, Config: base.Config, Logger: base.Logger, Registerer: base.Registry, Now: time.Now,
-	})
-	hook := ingest.New(ingest.Options{Store: base.Bus, Logger: base.Logger, Registerer: base.Registry, Now: time.Now})
-
-	g, ctx := errgroup.WithContext(ctx)
-	// The webhook answers from the start, also while NATS is away: 503 tells Alertmanager to come again.
-	g.Go(func() error {
-		srv := &http.Server{
-			Handler: webhookMux(hook), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second,
-			IdleTimeout: 2 * time.Minute,
-		}
-		return service.Serve(ctx, srv, ln)
-	})
-	g.Go(func() error {
-		started := func(health string) {
-			base.Logger.InfoContext(ctx, "taking webhooks", slog.String("webhook_addr", ln.Addr().String()))
-			if o.Started != nil {
-				o.Started(health, ln.Addr().String())
-			}
-		}
-		return base.Run(ctx, o.HTTPAddr, started, nil,
-			service.Actor{Name: "deliveries", Run: deliverer.Run}, service.Actor{Name: "fleet alerts", Run: own.Run})
-	})
-	return g.Wait()
-}
-
-func webhookMux(hook http.Handler) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle(ingest.Path, hook)
-	return mux
-}
-
-// senders makes each receiver's sender. Secrets are read at each attempt.
-func senders(client *webhook.Client) func(config.Receiver) (deliver.Sender, error) {
-	return func(r config.Receiver) (deliver.Sender, error) {
-		switch {
-		case r.Slack != nil:
-			return slack.New(r.Slack.WebhookURLFile.Read, client), nil
-		case r.DingTalk != nil:
-			o := dingtalk.Options{Address: r.DingTalk.WebhookURLFile.Read, Poster: client, Now: time.Now}
-			if r.DingTalk.SecretFile != "" {
-				o.Secret = r.DingTalk.SecretFile.Read
-			}
-			return dingtalk.New(o), nil
-		}
-		return nil, errors.New("the receiver names no chat")
-	}
 }

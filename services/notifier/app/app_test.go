@@ -64,7 +64,7 @@ func TestThrottledChatsAreDeliveredAfterwards(t *testing.T) {
 		return len(of(ms, chattest.Slack)) == 1 && len(of(ms, chattest.DingTalk)) == 1
 	})
 	assert.Equal(t, 2, f.chat.Requests(chattest.Slack))
-	assert.Contains(t, f.logs.String(), "slack answered 429 rate_limited")
+	assert.Contains(t, f.logs.String(), "Slack answered 429 rate_limited")
 }
 
 func TestPermanentErrorBecomesADeadLetterWithTheReason(t *testing.T) {
@@ -75,7 +75,7 @@ func TestPermanentErrorBecomesADeadLetterWithTheReason(t *testing.T) {
 	f.await(f.dead, "the dead letter", func(all []*bus.Message) bool { return len(all) == 1 })
 	d := letters(t, f.dead.snapshot())[0]
 	assert.Equal(t, "lifeboat.alert.delivery.ops-slack", d.GetSubject())
-	assert.Contains(t, d.GetReason(), "slack answered 403 action_prohibited")
+	assert.Contains(t, d.GetReason(), "Slack answered 403 action_prohibited")
 	assert.Contains(t, string(d.GetPayload()), "Prohibited")
 	f.await(f.events, "alert.dead", func(all []*bus.Message) bool { return len(events(t, all, "alert", "dead")) == 1 })
 	assert.Equal(t, "ops-slack", events(t, f.events.snapshot(), "alert", "dead")[0].GetAttributes()["receiver"])
@@ -114,7 +114,7 @@ func TestDeliveriesOfAReceiverThatIsGoneAtTheStartBecomeDeadLetters(t *testing.T
 `})
 	f.start()
 	f.await(f.dead, "the dead letter", func(all []*bus.Message) bool { return len(all) == 1 })
-	assert.Equal(t, "lifeboat.alert.delivery.ops-dingtalk", letters(t, f.dead.snapshot())[0].GetSubject())
+	assert.Equal(t, "lifeboat.alert.delivery.ops-dingtalk.critical", letters(t, f.dead.snapshot())[0].GetSubject())
 }
 
 func TestMalformedWebhookIsRefusedAndKept(t *testing.T) {
@@ -160,5 +160,5 @@ func TestGuarantee8NoSecretInLogsEventsAndDeadLetters(t *testing.T) {
 	for _, secret := range []string{f.chat.SlackToken(), f.chat.DingTalkToken(), f.chat.DingTalkSecret()} {
 		assert.NotContains(t, all, secret)
 	}
-	assert.Contains(t, all, "slack answered 404")
+	assert.Contains(t, all, "Slack answered 404")
 }

@@ -176,7 +176,7 @@ func (f *fleet) start() {
 	go func() {
 		f.done <- app.Run(ctx, app.Options{
 			ConfigPath: filepath.Join(f.dir, "lifeboat.yaml"), HTTPAddr: "127.0.0.1:0", Logger: log,
-			Started: func(health, webhook string) { up <- [2]string{health, webhook} },
+			Started: func(a app.Addresses) { up <- [2]string{a.Health, a.Webhooks} },
 		})
 	}()
 	select {

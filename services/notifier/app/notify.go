@@ -16,4 +16,6 @@ func NotifyCommand() *cobra.Command {
 }
 
 // notifyCommands are those below it.
-func notifyCommands() []*cobra.Command { return nil }
+func notifyCommands() []*cobra.Command {
+	return []*cobra.Command{routeCommand(), testCommand(), lintRulesCommand()}
+}

@@ -26,30 +26,6 @@ func ScheduleCommand() *cobra.Command {
 	}, nextCommand(), pauseCommand(), resumeCommand())
 }
 
-// reachTimeout is how long a command waits for a connection.
-const reachTimeout = 5 * time.Second
-
-// reach waits until there is a connection: the library itself would wait for ever.
-func reach(ctx context.Context, b *bus.Bus) error {
-	late := time.NewTimer(reachTimeout)
-	defer late.Stop()
-	look := time.NewTicker(10 * time.Millisecond)
-	defer look.Stop()
-	for {
-		err := b.Connected()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-look.C:
-		case <-late.C:
-			return err
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 // connect begins a connection of a person's command.
 func connect(cfg *config.Config) (*bus.Bus, error) {
 	b, err := bus.Connect(bus.Options{

@@ -130,7 +130,7 @@ func (f *switchFlags) run(cmd *cobra.Command, name string, do func(context.Conte
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	if err = reach(cmd.Context(), b); err != nil {
+	if err = b.Reach(cmd.Context()); err != nil {
 		return fmt.Errorf("%w; nothing was changed (nats.url in %s)", err, f.config)
 	}
 	s := &switcher{bus: b, target: &t, say: cmd.OutOrStdout()}

@@ -23,6 +23,7 @@ func (d *Deliverer) Run(ctx context.Context) error {
 		})
 	})
 	g.Go(func() error { return d.supervise(ctx) })
+	g.Go(func() error { return d.sweep(ctx) })
 	return g.Wait()
 }
 
@@ -56,9 +57,8 @@ func (d *Deliverer) supervise(ctx context.Context) error {
 
 // worker is the consumer of one receiver.
 type worker struct {
-	giveUpAfter time.Duration
-	cancel      context.CancelFunc
-	done        chan struct{}
+	cancel context.CancelFunc
+	done   chan struct{}
 }
 
 func (w *worker) stop() {
@@ -66,18 +66,12 @@ func (w *worker) stop() {
 	<-w.done
 }
 
-// ensure starts what is missing, and starts anew what has another give_up_after.
+// ensure starts what is missing.
 func (d *Deliverer) ensure(ctx context.Context, running map[string]*worker, failed chan<- error) {
-	cfg := d.o.Config()
-	for _, name := range d.receivers(ctx, cfg) {
-		w := running[name]
-		if w != nil && w.giveUpAfter == cfg.Notifier.GiveUpAfter {
-			continue
+	for _, name := range d.receivers(ctx, d.o.Config()) {
+		if running[name] == nil {
+			running[name] = d.start(ctx, name, failed)
 		}
-		if w != nil {
-			w.stop()
-		}
-		running[name] = d.start(ctx, name, cfg.Notifier.GiveUpAfter, failed)
 	}
 }
 
@@ -87,7 +81,7 @@ func (d *Deliverer) receivers(ctx context.Context, cfg *config.Config) []string 
 	for _, r := range cfg.Notifier.Receivers {
 		names = append(names, r.Name)
 	}
-	subjects, err := d.o.Bus.Subjects(ctx, bus.StreamAlerts, bus.DeliverySubject("*"))
+	subjects, err := d.o.Bus.Subjects(ctx, bus.StreamAlerts, bus.DeliverySubject(">"))
 	if err != nil {
 		if ctx.Err() == nil {
 			d.o.Logger.WarnContext(ctx, "could not list waiting deliveries; will look again", slog.Any("err", err))
@@ -95,7 +89,7 @@ func (d *Deliverer) receivers(ctx context.Context, cfg *config.Config) []string 
 		return names
 	}
 	for subject := range subjects {
-		name := strings.TrimPrefix(subject, bus.DeliverySubject(""))
+		name := strings.TrimSuffix(strings.TrimPrefix(subject, bus.DeliverySubject("")), ".critical")
 		if !config.ValidName(name) {
 			d.o.Logger.ErrorContext(ctx, "deliveries wait for what cannot be a receiver", slog.String("subject", subject))
 			continue
@@ -105,18 +99,19 @@ func (d *Deliverer) receivers(ctx context.Context, cfg *config.Config) []string 
 	return names
 }
 
-func (d *Deliverer) start(ctx context.Context, name string, giveUpAfter time.Duration, failed chan<- error) *worker {
+func (d *Deliverer) start(ctx context.Context, name string, failed chan<- error) *worker {
 	ctx, cancel := context.WithCancel(ctx)
-	w := &worker{giveUpAfter: giveUpAfter, cancel: cancel, done: make(chan struct{})}
+	w := &worker{cancel: cancel, done: make(chan struct{})}
+	q := &queue{d: d, name: name}
 	go func() {
 		defer close(w.done)
 		err := d.o.Bus.Consume(ctx, bus.Consumer{
-			Stream: bus.StreamAlerts, Durable: "deliver-" + name, Filter: bus.DeliverySubject(name),
-			// In order: a resolved message must not overtake the firing one that waits for its retry.
-			Ordered: true, AckWait: ackWait, GiveUpAfter: giveUpAfter,
-			Backoff: bus.Exponential(time.Second, 2*time.Minute),
-			Handle:  func(ctx context.Context, m *bus.Message) error { return d.deliver(ctx, name, m) },
-			OnDead:  d.dead,
+			Stream: bus.StreamAlerts, Durable: "deliver-" + name, Filter: bus.DeliverySubject(name), Also: []string{bus.CriticalSubject(name)},
+			// Who holds the head owns the queue (doc.go).
+			Ordered: true, AckWait: ackWait,
+			// The queue itself waits for the chat. What comes back here has failed at NATS.
+			Backoff: bus.Exponential(200*time.Millisecond, 10*time.Second),
+			Handle:  q.handle, OnDead: d.dead,
 		})
 		if err != nil {
 			select {

@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// rejectedFor is how long a rejected job is an alert: nothing later says that it is over.
+	// rejectedFor is how long a rejected job, or an alert that went astray, is an alert: nothing later says that it is over.
 	rejectedFor = 15 * time.Minute
 	// resolvedFor is how long a resolved alert is sent again, as Prometheus does, so that a lost post does no harm.
 	resolvedFor = 5 * time.Minute
@@ -40,6 +40,9 @@ func rules() []rule {
 		{alert: "LifeboatPruneFailed", severity: "warning", summary: "Retention of %s could not be applied", noun: "prune", bad: "failed", good: "passed"},
 		{alert: "LifeboatPruneHeld", severity: "warning", summary: "%s suddenly shrank; nothing is deleted until somebody confirms", noun: "prune", bad: "held", good: "passed"},
 		{alert: "LifeboatRPOExceeded", severity: "critical", summary: "%s has no good snapshot within its RPO", noun: "rpo", bad: "exceeded", good: "met"},
+		{alert: "LifeboatCanaryLate", severity: "critical", summary: "The canary of receiver %s was not delivered in time", noun: "canary", bad: "late", good: "delivered"},
+		{alert: "LifeboatAlertMissed", severity: "critical", summary: "Alertmanager fires an alert about %s that it never delivered to Lifeboat", noun: "alert", bad: "missed", lasts: rejectedFor},
+		{alert: "LifeboatAlertDead", severity: "critical", summary: "An alert about %s could not be delivered and lies in the dead letters", noun: "alert", bad: "dead", lasts: rejectedFor},
 		{alert: "LifeboatJobRejected", severity: "warning", summary: "A job for %s was rejected", noun: "job", bad: "rejected", lasts: rejectedFor},
 	}
 }
@@ -170,11 +173,14 @@ func (p *pair) alert(now time.Time, cfg *config.Config) (Alert, bool) {
 	return a, true
 }
 
-// gone: the target was taken out of the configuration, so nothing will ever be good again. A rejected job is often one
+// gone: the target, or a canary's receiver, was taken out of the configuration, so nothing will ever be good again. A rejected job is often one
 // for a target that does not exist, and says so for its quarter of an hour.
 func (p *pair) gone(cfg *config.Config) bool {
-	if p.rule.lasts > 0 || len(cfg.Targets) == 0 {
+	if p.rule.lasts > 0 || (len(cfg.Targets) == 0 && p.rule.noun != "canary") {
 		return false
+	}
+	if p.rule.noun == "canary" {
+		return !slices.ContainsFunc(cfg.Notifier.Receivers, func(r config.Receiver) bool { return r.Name == p.target })
 	}
 	_, known := cfg.Target(p.target)
 	return !known

@@ -1,39 +1,35 @@
-// Package ingest takes Alertmanager's webhooks. It answers 200 only when every alert is on disk in JetStream.
+// Package ingest takes alerts over HTTP: Alertmanager's webhooks, and a plainer form for scripts. It answers 200 only when every
+// alert is on disk in JetStream.
 //
 // Alertmanager sends again after a 5xx or a broken connection and drops the alerts after any 4xx, 429 included. So
 // whatever may pass is 503, and a 4xx leaves a copy in the dead letters first.
 package ingest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
-	"google.golang.org/protobuf/types/known/timestamppb"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
-// Path of the webhook.
-const Path = "/api/v1/alertmanager"
-
 const (
-	// maxBody is 10,000 alerts of usual size and half as many again.
-	maxBody = 16 << 20
-	// storeTimeout bounds how long Alertmanager is kept waiting before it is told to come again.
-	storeTimeout = 5 * time.Second
-	// maxAtOnce bounds memory: so many bodies are held at a time, the others wait.
-	maxAtOnce = 8
+	// Path of Alertmanager's webhook.
+	Path = "/api/v1/alertmanager"
+	// GenericPath is where scripts post alerts.
+	GenericPath = "/api/v1/alerts"
 )
+
+// storeTimeout bounds how long a client is kept waiting before it is told to come again.
+const storeTimeout = 5 * time.Second
 
 // Store keeps messages durably: when a method returns nil, a crash of any process loses nothing.
 type Store interface {
@@ -42,7 +38,7 @@ type Store interface {
 	DeadLetter(ctx context.Context, reason string, d *lifeboatv1.DeadLetter) error
 }
 
-// Options of a Handler.
+// Options of Handlers.
 type Options struct {
 	Store      Store
 	Logger     *slog.Logger
@@ -50,122 +46,128 @@ type Options struct {
 	Now        func() time.Time
 }
 
-// Handler answers the webhook.
-type Handler struct {
+// Handlers answer both endpoints. They share the memory for bodies.
+type Handlers struct {
 	o       Options
-	slots   chan struct{}
+	memory  *semaphore.Weighted
 	metrics *metrics
 }
 
-// New makes a handler.
-func New(o Options) *Handler {
-	return &Handler{o: o, slots: make(chan struct{}, maxAtOnce), metrics: newMetrics(o.Registerer)}
+// New makes the handlers.
+func New(o Options) *Handlers {
+	return &Handlers{o: o, memory: semaphore.NewWeighted(maxMemory), metrics: newMetrics(o.Registerer)}
 }
 
-type metrics struct {
-	requests *prometheus.CounterVec
-	alerts   *prometheus.CounterVec
-	seconds  prometheus.Histogram
+// Webhook takes Alertmanager's webhooks of version "4".
+//
+// It answers 200 when all alerts are stored; 503 when that cannot be done now or the body did not arrive; 400 for what is no such
+// webhook, 413 for more than 16 MiB (also decompressed) and 415 for a Content-Encoding that is not gzip, each after a copy is in the
+// dead letters; 405 for other methods than POST.
+func (h *Handlers) Webhook() http.Handler {
+	return h.endpoint("alertmanager", func(_ *http.Request, data []byte) ([]*note, error) {
+		n, err := parse(data)
+		return []*note{n}, err
+	}, answerText)
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
-	f := promauto.With(reg)
-	return &metrics{
-		requests: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "lifeboat_webhook_requests_total", Help: "Webhooks answered, by status code.",
-		}, []string{"code"}),
-		alerts: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "lifeboat_webhook_alerts_total", Help: "Alerts stored, by status (firing, resolved).",
-		}, []string{"status"}),
-		seconds: f.NewHistogram(prometheus.HistogramOpts{
-			Name: "lifeboat_webhook_seconds", Help: "Time from the webhook's headers to its answer.",
-			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8),
-		}),
-	}
-}
-
-// refusal is an answer other than 200.
+// refusal is an answer other than 200. One with a reason leaves a dead letter, for which that is the metric's word.
 type refusal struct {
-	code int
-	err  error
+	code   int
+	reason string
+	err    error
 }
 
-// ServeHTTP takes one webhook.
-func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	begin := h.o.Now()
-	code := http.StatusOK
-	if no := h.take(w, r); no != nil {
-		code = no.code
-		h.o.Logger.WarnContext(r.Context(), "webhook refused", slog.Int("code", code), slog.Any("err", no.err))
-		if code == http.StatusMethodNotAllowed {
-			w.Header().Set("Allow", http.MethodPost)
+// parser makes notes of a body. An error means that no retry can help.
+type parser func(r *http.Request, data []byte) ([]*note, error)
+
+// answer writes the answer: the ids of what was stored, or a refusal.
+type answer func(w http.ResponseWriter, alerts int, ids []string, no *refusal)
+
+func (h *Handlers) endpoint(name string, parse parser, say answer) http.Handler {
+	seconds := h.metrics.seconds.WithLabelValues(name)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin := h.o.Now()
+		alerts, ids, no := h.take(r, parse)
+		code := http.StatusOK
+		if no != nil {
+			code = no.code
+			h.o.Logger.WarnContext(r.Context(), "webhook refused", slog.String("endpoint", name), slog.Int("code", code), slog.Any("err", no.err))
+			if code == http.StatusMethodNotAllowed {
+				w.Header().Set("Allow", http.MethodPost)
+			}
 		}
-		http.Error(w, no.err.Error(), code)
-	}
-	h.metrics.requests.WithLabelValues(strconv.Itoa(code)).Inc()
-	h.metrics.seconds.Observe(h.o.Now().Sub(begin).Seconds())
+		say(w, alerts, ids, no)
+		h.metrics.requests.WithLabelValues(name, strconv.Itoa(code)).Inc()
+		seconds.Observe(h.o.Now().Sub(begin).Seconds())
+	})
 }
 
-func (h *Handler) take(w http.ResponseWriter, r *http.Request) *refusal {
+// take stores what a request brings, or says why not.
+func (h *Handlers) take(r *http.Request, parse parser) (alerts int, ids []string, no *refusal) {
 	if r.Method != http.MethodPost {
-		return &refusal{http.StatusMethodNotAllowed, errors.New("only POST is taken here")}
-	}
-	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
-	case <-r.Context().Done():
-		return &refusal{http.StatusServiceUnavailable, errors.New("the client went away while it waited its turn")}
+		return 0, nil, &refusal{code: http.StatusMethodNotAllowed, err: errors.New("only POST is taken here")}
 	}
 	received := h.o.Now()
-	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		err = fmt.Errorf("the body is larger than %d bytes; set max_alerts in the webhook_config", maxBody)
-		return h.bury(r.Context(), "webhook_too_large", http.StatusRequestEntityTooLarge, data, err)
-	case err != nil:
-		// The connection broke; Alertmanager comes again.
-		return &refusal{http.StatusServiceUnavailable, fmt.Errorf("reading the body: %w", err)}
+	body, no := h.read(r)
+	defer body.release()
+	if no != nil {
+		return 0, nil, h.bury(r.Context(), body.data, no)
 	}
-	n, err := parse(bytes.NewReader(data))
+	notes, err := parse(r, body.data)
 	if err != nil {
-		return h.bury(r.Context(), "webhook_malformed", http.StatusBadRequest, data, err)
+		return 0, nil, h.bury(r.Context(), body.data, malformed(err))
 	}
-	n.ReceivedAt = timestamppb.New(received)
-	parts, err := split(n)
-	if err != nil {
-		return h.bury(r.Context(), "webhook_malformed", http.StatusBadRequest, data, err)
+	counts := map[string]int{}
+	all := make([]bus.Outgoing, 0, len(notes))
+	for _, n := range notes {
+		n.receivedAt = received
+		alerts += len(n.alerts)
+		for i := range n.alerts {
+			counts[n.alerts[i].status]++
+		}
+		all = append(all, split(n)...)
 	}
-	return h.store(r.Context(), parts)
+	if no := h.store(r.Context(), all); no != nil {
+		return 0, nil, no
+	}
+	for status, count := range counts {
+		h.metrics.alerts.WithLabelValues(status).Add(float64(count))
+	}
+	ids = make([]string, 0, len(all))
+	for _, o := range all {
+		ids = append(ids, o.ID)
+	}
+	return alerts, ids, nil
 }
 
-func (h *Handler) store(ctx context.Context, parts []*lifeboatv1.Notification) *refusal {
-	all := make([]bus.Outgoing, 0, len(parts))
-	for _, p := range parts {
-		all = append(all, bus.Outgoing{Subject: bus.SubjectReceived, Message: p, ID: p.GetId()})
-	}
+func (h *Handlers) store(ctx context.Context, all []bus.Outgoing) *refusal {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	if err := h.o.Store.PublishAll(ctx, all); err != nil {
-		return &refusal{http.StatusServiceUnavailable, fmt.Errorf("storing the alerts: %w", err)}
-	}
-	for _, p := range parts {
-		for _, a := range p.GetAlerts() {
-			h.metrics.alerts.WithLabelValues(a.GetStatus()).Inc()
-		}
+		return &refusal{code: http.StatusServiceUnavailable, err: fmt.Errorf("storing the alerts: %w", err)}
 	}
 	return nil
 }
 
 // bury keeps a copy of what is refused for good, and turns the refusal into "come again" when that fails.
-func (h *Handler) bury(ctx context.Context, reason string, code int, data []byte, why error) *refusal {
+func (h *Handlers) bury(ctx context.Context, data []byte, no *refusal) *refusal {
+	if no.reason == "" {
+		return no
+	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	err := h.o.Store.DeadLetter(ctx, reason, &lifeboatv1.DeadLetter{
-		Subject: "webhook", Payload: data, Reason: why.Error(), Attempts: 1,
+	err := h.o.Store.DeadLetter(ctx, no.reason, &lifeboatv1.DeadLetter{
+		Subject: "webhook", Payload: data, Truncated: no.code == http.StatusRequestEntityTooLarge, Reason: no.err.Error(), Attempts: 1,
 	})
 	if err != nil {
-		return &refusal{http.StatusServiceUnavailable, fmt.Errorf("storing a dead letter (%w): %w", why, err)}
+		return &refusal{code: http.StatusServiceUnavailable, err: fmt.Errorf("storing a dead letter (%w): %w", no.err, err)}
 	}
-	return &refusal{code, why}
+	return no
+}
+
+// answerText says nothing more than the code when all is well.
+func answerText(w http.ResponseWriter, _ int, _ []string, no *refusal) {
+	if no != nil {
+		http.Error(w, no.err.Error(), no.code)
+	}
 }

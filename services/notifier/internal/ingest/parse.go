@@ -2,131 +2,169 @@ package ingest
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
-	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
-// body is Alertmanager's webhook, version "4" (prometheus.io, alerting configuration, webhook_config). Unknown fields
-// are those of a newer Alertmanager, and are ignored.
-type body struct {
-	Version            string            `json:"version"`
-	GroupKey           string            `json:"groupKey"`
-	TruncatedAlerts    int64             `json:"truncatedAlerts"`
-	Status             string            `json:"status"`
-	Receiver           string            `json:"receiver"`
-	GroupLabels        map[string]string `json:"groupLabels"`
-	CommonLabels       map[string]string `json:"commonLabels"`
-	CommonAnnotations  map[string]string `json:"commonAnnotations"`
-	RouteLabels        map[string]string `json:"routeLabels"`
-	ExternalURL        string            `json:"externalURL"`
-	NotificationReason string            `json:"notification_reason"`
-	Alerts             []alert           `json:"alerts"`
+// body is Alertmanager's webhook, version "4": template.Data and webhook.Message of Alertmanager 0.34
+// (https://prometheus.io/docs/alerting/latest/configuration/#webhook_config). Unknown fields are those of a newer Alertmanager, and
+// are ignored. T is the form of its objects of texts.
+type body[T texts | map[string]string] struct {
+	Version            string     `json:"version"`
+	GroupKey           string     `json:"groupKey"`
+	TruncatedAlerts    uint64     `json:"truncatedAlerts"`
+	Status             string     `json:"status"`
+	Receiver           string     `json:"receiver"`
+	GroupLabels        T          `json:"groupLabels"`
+	CommonLabels       T          `json:"commonLabels"`
+	CommonAnnotations  T          `json:"commonAnnotations"`
+	RouteLabels        T          `json:"routeLabels"`
+	ExternalURL        string     `json:"externalURL"`
+	NotificationReason string     `json:"notification_reason"`
+	Alerts             []alert[T] `json:"alerts"`
 }
 
-type alert struct {
-	Status       string            `json:"status"`
-	Labels       map[string]string `json:"labels"`
-	Annotations  map[string]string `json:"annotations"`
-	StartsAt     time.Time         `json:"startsAt"`
-	EndsAt       time.Time         `json:"endsAt"`
-	GeneratorURL string            `json:"generatorURL"`
-	Fingerprint  string            `json:"fingerprint"`
+type alert[T texts | map[string]string] struct {
+	Status       string    `json:"status"`
+	Labels       T         `json:"labels"`
+	Annotations  T         `json:"annotations"`
+	StartsAt     time.Time `json:"startsAt"`
+	EndsAt       time.Time `json:"endsAt"`
+	GeneratorURL string    `json:"generatorURL"`
+	Fingerprint  string    `json:"fingerprint"`
 }
 
 const (
 	statusFiring   = "firing"
 	statusResolved = "resolved"
+	statusEvent    = "event"
 )
 
-// parse reads a webhook's body into a notification without id and time of receipt. Every error means that the body is
-// malformed and no retry can help.
+// parse reads a webhook's body into a note without id and time of receipt. Every error means that the body is malformed and no retry
+// can help.
 //
-// The group's own status is not read: Alertmanager computes it after it left alerts out, so a group of which some still
-// fire may claim to be resolved. Each alert's own status is right.
-func parse(r io.Reader) (*lifeboatv1.Notification, error) {
-	var b body
-	dec := json.NewDecoder(r)
-	if err := dec.Decode(&b); err != nil {
+// What Alertmanager writes is strict JSON, and its labels and annotations go into the message byte for byte. What is not as strict is
+// read a second time, with maps: an alert is worth more than the grammar.
+func parse(data []byte) (*note, error) {
+	var b body[texts]
+	if json.Unmarshal(data, &b) == nil && allPlain(&b) {
+		return compose(&b, func(t texts) texts { return t })
+	}
+	var loose body[map[string]string]
+	if err := json.Unmarshal(data, &loose, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)); err != nil {
 		return nil, fmt.Errorf("reading JSON: %w", err)
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		if err != nil {
-			return nil, fmt.Errorf("reading the end of the JSON: %w", err)
-		}
-		return nil, errors.New("there is more after the JSON object")
+	return compose(&loose, textsOf)
+}
+
+func allPlain(b *body[texts]) bool {
+	if !plain(b.GroupLabels) || !plain(b.CommonLabels) || !plain(b.CommonAnnotations) || !plain(b.RouteLabels) {
+		return false
 	}
+	for i := range b.Alerts {
+		if !plain(b.Alerts[i].Labels) || !plain(b.Alerts[i].Annotations) {
+			return false
+		}
+	}
+	return true
+}
+
+// compose checks what a body says and makes a note of it.
+func compose[T texts | map[string]string](b *body[T], write func(T) texts) (*note, error) {
 	if b.Version != "4" {
-		return nil, fmt.Errorf("version is %q; this is not an Alertmanager webhook of version \"4\"", b.Version)
+		return nil, fmt.Errorf("version is %q; this is not an Alertmanager webhook of version \"4\"", cut(b.Version))
 	}
 	if len(b.Alerts) == 0 {
 		return nil, errors.New("there are no alerts in it")
 	}
-	n := &lifeboatv1.Notification{
-		Origin: "alertmanager", GroupKey: b.GroupKey,
-		// Alertmanager quotes it as a regular expression: team\.x.
-		Receiver:    strings.ReplaceAll(b.Receiver, `\`, ""),
-		GroupLabels: b.GroupLabels, CommonLabels: b.CommonLabels, CommonAnnotations: b.CommonAnnotations,
-		ExternalUrl: b.ExternalURL, TruncatedAlerts: max(b.TruncatedAlerts, 0),
+	n := &note{
+		origin: "alertmanager", groupKey: b.GroupKey, receiver: unquote(b.Receiver),
+		groupLabels: write(b.GroupLabels), commonLabels: write(b.CommonLabels),
+		commonAnnotations: write(b.CommonAnnotations), routeLabels: write(b.RouteLabels),
+		externalURL: b.ExternalURL, status: b.Status, notificationReason: b.NotificationReason,
+		truncatedAlerts: int64(min(b.TruncatedAlerts, math.MaxInt64)),
+		alerts:          make([]item, len(b.Alerts)),
 	}
-	for i, a := range b.Alerts {
-		p, err := a.proto()
-		if err != nil {
+	for i := range b.Alerts {
+		a := &b.Alerts[i]
+		n.alerts[i] = item{
+			status: a.Status, labels: write(a.Labels), annotations: write(a.Annotations), startsAt: a.StartsAt, endsAt: a.EndsAt,
+			generatorURL: a.GeneratorURL, fingerprint: a.Fingerprint,
+		}
+		if err := n.alerts[i].check(); err != nil {
 			return nil, fmt.Errorf("alerts[%d]: %w", i, err)
 		}
-		n.Alerts = append(n.Alerts, p)
 	}
-	// One order whatever order they came in, so that a retry is split and named alike.
-	slices.SortFunc(n.Alerts, func(x, y *lifeboatv1.Alert) int {
-		return cmp.Or(
-			cmp.Compare(x.GetStatus(), y.GetStatus()), // firing before resolved
-			cmp.Compare(x.GetFingerprint(), y.GetFingerprint()),
-			x.GetStartsAt().AsTime().Compare(y.GetStartsAt().AsTime()),
-		)
-	})
+	n.sort()
 	return n, nil
 }
 
-func (a alert) proto() (*lifeboatv1.Alert, error) {
-	if a.Status != statusFiring && a.Status != statusResolved {
-		return nil, fmt.Errorf("status is %q, not firing or resolved", a.Status)
-	}
-	p := &lifeboatv1.Alert{
-		Status: a.Status, Labels: a.Labels, Annotations: a.Annotations, GeneratorUrl: a.GeneratorURL,
-		Fingerprint: a.Fingerprint,
-	}
-	if p.GetFingerprint() == "" {
-		p.Fingerprint = fingerprint(a.Labels)
-	}
-	if !a.StartsAt.IsZero() {
-		p.StartsAt = timestamppb.New(a.StartsAt)
+// check says what is wrong with an alert of Alertmanager's, and completes it.
+func (a *item) check() error {
+	if a.status != statusFiring && a.status != statusResolved {
+		return fmt.Errorf("status is %q, not firing or resolved", cut(a.status))
 	}
 	// A firing alert has a zero endsAt, or one in the future that only says when it is forgotten.
-	if a.Status == statusResolved && !a.EndsAt.IsZero() {
-		p.EndsAt = timestamppb.New(a.EndsAt)
+	if a.status == statusFiring {
+		a.endsAt = time.Time{}
 	}
-	for name, t := range map[string]*timestamppb.Timestamp{"startsAt": p.GetStartsAt(), "endsAt": p.GetEndsAt()} {
-		if t == nil {
-			continue
-		}
-		if err := t.CheckValid(); err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
+	if a.fingerprint == "" {
+		a.fingerprint = fingerprint(mapOf(a.labels))
 	}
-	return p, nil
+	if err := inRange(a.startsAt); err != nil {
+		return fmt.Errorf("startsAt: %w", err)
+	}
+	if err := inRange(a.endsAt); err != nil {
+		return fmt.Errorf("endsAt: %w", err)
+	}
+	return nil
 }
 
-// fingerprint names an alert by its labels, for senders that do not.
+// inRange says whether a time can be written in ProtoJSON, which has the years 1 to 9999.
+func inRange(t time.Time) error {
+	if year := t.UTC().Year(); year < 1 || year > 9999 {
+		return fmt.Errorf("the year %d is not one from 1 to 9999", year)
+	}
+	return nil
+}
+
+// sort brings the alerts into one order whatever order they came in, so that a retry is split and named alike.
+func (n *note) sort() {
+	slices.SortFunc(n.alerts, func(x, y item) int {
+		return cmp.Or(
+			cmp.Compare(x.status, y.status), // firing before resolved
+			cmp.Compare(x.fingerprint, y.fingerprint),
+			x.startsAt.Compare(y.startsAt),
+		)
+	})
+}
+
+// unquote is the inverse of regexp.QuoteMeta, by which Alertmanager quotes the receiver's name: team\.x. A backslash before
+// anything that is not quoted belongs to the name.
+func unquote(name string) string {
+	if !strings.Contains(name, `\`) {
+		return name
+	}
+	out := make([]byte, 0, len(name))
+	for i := 0; i < len(name); i++ {
+		if name[i] == '\\' && i+1 < len(name) && strings.IndexByte(`\.+*?()|[]{}^$`, name[i+1]) >= 0 {
+			i++
+		}
+		out = append(out, name[i])
+	}
+	return string(out)
+}
+
+// fingerprint names an alert by its labels, for senders that do not. It is the hash that Prometheus and Alertmanager take.
 func fingerprint(labels map[string]string) string {
 	h := fnv.New64a()
 	for _, k := range slices.Sorted(maps.Keys(labels)) {

@@ -5,6 +5,7 @@ package notice
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -87,12 +88,16 @@ type Item struct {
 	Runbook string
 	// RunbookDead says what is wrong with the runbook's link ("404"); empty when it is good or was not asked for.
 	RunbookDead string
+	// HasRunbook says that there is a page even if it has no address, as one in a folder.
+	HasRunbook bool
 	// Steps are the first of the runbook's mitigation. They are trusted text of the team's own pages.
 	Steps []Step
 	// Note is what else must be said of it: "flapped 6 times in 10 min", or why it comes late.
 	Note string
 	// Count of alerts, in a digest.
 	Count int
+	// Told says that the alert was told before in this very state, so that what is new can be told apart where a message is edited.
+	Told bool
 }
 
 // Step is a paragraph of a runbook, or a command.
@@ -131,6 +136,9 @@ const (
 	Post   Call = "post"
 	Update Call = "update"
 )
+
+// ErrThrottled is in a chat's error that says that it was sent too much, in contrast to one that only a person can mend.
+var ErrThrottled = errors.New("throttled")
 
 // Take waits until a request of this kind may be sent, and counts it. An error means that it must not be sent now.
 type Take func(ctx context.Context, call Call) error

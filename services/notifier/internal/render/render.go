@@ -1,64 +1,140 @@
-// Package render turns a delivery into a notice: a title with status, severity and count, and for each alert what it is,
-// since when, and the runbook.
+// Package render turns deliveries into notices: a title with status, severity and count, and for each alert what it is,
+// since when, and what to do about it. A receiver's own templates in Alertmanager's language may write the text instead.
+//
+// A message is read on a phone by somebody who slept a minute ago. What fires comes first, the worst of it at the top; the title
+// alone says what and where; what an alert holds is shown, and can do nothing else.
 package render
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-	"unicode"
+	"time"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/notice"
 )
 
-// maxItems is how many alerts one message shows: more do not help at three in the morning, and 20 fill Slack's blocks.
-const maxItems = 15
+const (
+	// maxItems is how many alerts one message shows: more do not help at three in the morning, and 20 fill Slack's blocks.
+	maxItems = 15
+	// MaxDigest is how many deliveries one digest is best given: what more there are belong into the next one.
+	MaxDigest = 40
+)
 
-// Runbook finds an alert's page; it returns nothing when there is none.
-type Runbook func(name string, annotations map[string]string) string
+// Page is an alert's runbook, as package runbook finds it.
+type Page struct {
+	// Link is an http or https address, or empty; Dead says what is wrong with it.
+	Link, Dead string
+	Steps      []notice.Step
+}
 
-// Render makes the notice of a delivery.
-func Render(d *lifeboatv1.Delivery, runbook Runbook) notice.Notice {
-	n := d.GetNotification()
-	alerts := slices.Clone(n.GetAlerts())
-	slices.SortStableFunc(alerts, func(a, b *lifeboatv1.Alert) int {
-		return cmp.Or(
-			cmp.Compare(rank(b), rank(a)),
-			a.GetStartsAt().AsTime().Compare(b.GetStartsAt().AsTime()),
-			cmp.Compare(a.GetFingerprint(), b.GetFingerprint()),
-		)
-	})
-	out := notice.Notice{Truncated: n.GetTruncatedAlerts(), Footer: footer(d)}
-	firing := 0
-	for i, a := range alerts {
-		if isFiring(a) {
-			firing++
+// Input is what a notice is made of.
+type Input struct {
+	Receiver config.Receiver
+	// Delivery holds the alerts to show, each in its newest state.
+	Delivery *lifeboatv1.Delivery
+	// Notes are what else is to be said of an alert, by its fingerprint: "flapped 6 times in 10m0s".
+	Notes map[string]string
+	// Told are the fingerprints of the alerts that were told before in this very state.
+	Told map[string]bool
+	// Mention says that something in it begins to fire, so that people are mentioned.
+	Mention bool
+	// Trouble is why it is late, when the chat is to blame: "Slack throttled". Empty when it is not.
+	Trouble string
+	Now     time.Time
+	// Page finds an alert's runbook; nil finds none.
+	Page func(alert *lifeboatv1.Alert) Page
+	// Links makes the signed links that silence; nil makes none.
+	Links func(matchers map[string]string, comment string) []notice.Link
+	// Buttons says that somebody listens to a chat's own buttons.
+	Buttons bool
+}
+
+// Renderer makes notices. It may be used by several goroutines.
+type Renderer struct {
+	zones    map[string]*time.Location
+	programs map[string]*program
+}
+
+// New reads template_files and parses the receivers' templates. An error names each receiver, key, file and line that is wrong. The
+// Renderer can be used even so: receivers whose templates are broken get the default message, which says it.
+func New(cfg config.Notifier) (*Renderer, error) {
+	r := &Renderer{zones: map[string]*time.Location{}, programs: map[string]*program{}}
+	var errs []error
+	for i, receiver := range cfg.Receivers {
+		zone, err := time.LoadLocation(receiver.TimeZone)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("notifier.receivers[%d].time_zone (receiver %s): %w", i, receiver.Name, err))
+			continue
 		}
-		if i < maxItems {
-			out.Items = append(out.Items, item(a, runbook))
-		} else {
-			out.More++
-		}
+		r.zones[receiver.TimeZone] = zone
 	}
-	out.Status = status(firing, n.GetTruncatedAlerts())
-	out.Severity = worst(alerts)
-	out.Title = title(out.Status, firing, n, out.Severity)
+	return r, errors.Join(append(errs, r.compile(cfg))...)
+}
+
+// Critical says whether one of the alerts has severity critical, page or emergency, whether it fires or has ended.
+func Critical(alerts []*lifeboatv1.Alert) bool {
+	return slices.ContainsFunc(alerts, func(a *lifeboatv1.Alert) bool {
+		s := a.GetLabels()["severity"]
+		return strings.EqualFold(s, "critical") || strings.EqualFold(s, "page") || strings.EqualFold(s, "emergency")
+	})
+}
+
+// Message is the notice of one delivery. A template that fails is no error: the default message stands in and says so.
+func (r *Renderer) Message(in Input) (notice.Notice, error) {
+	n := in.Delivery.GetNotification()
+	if n == nil {
+		return notice.Notice{}, errors.New("rendering a message: the delivery holds no notification")
+	}
+	alerts := sorted(n.GetAlerts())
+	out := r.frame(in)
+	out.Truncated = n.GetTruncatedAlerts()
+	out.Critical = Critical(alerts)
+	out.Severity = clean(worst(alerts), maxName)
+	out.Status = status(alerts, out.Truncated)
+	same := shared(alerts)
+	out.Title = r.title(out, n, same)
+	out.Items, out.More = items(in, alerts)
+	out.Late = late(in, out)
+	if in.Mention {
+		out.Mentions = slices.Clone(in.Delivery.GetMentions())
+	}
+	r.template(in, alerts, same, &out)
+	out.Silence = silence(in, out, same)
+	return out, nil
+}
+
+// frame is what all notices of a receiver have alike.
+func (r *Renderer) frame(in Input) notice.Notice {
+	out := notice.Notice{Words: notice.In(in.Receiver.Language), Zone: r.zone(in.Receiver)}
+	out.Footer = footer(in.Delivery, out)
 	return out
 }
 
-func isFiring(a *lifeboatv1.Alert) bool { return a.GetStatus() == "firing" }
+// zone is that of a receiver. One that New was not given is looked up, and what cannot be found is UTC, which every time says.
+func (r *Renderer) zone(receiver config.Receiver) *time.Location {
+	if zone := r.zones[receiver.TimeZone]; zone != nil {
+		return zone
+	}
+	if zone, err := time.LoadLocation(receiver.TimeZone); err == nil {
+		return zone
+	}
+	return time.UTC
+}
 
 // status never calls a group resolved of which alerts are missing: Alertmanager computes a group's status after it cut
 // the group, so firing alerts may be among those that are missing.
-func status(firing int, truncated int64) notice.Status {
+func status(alerts []*lifeboatv1.Alert, truncated int64) notice.Status {
 	switch {
-	case firing > 0:
+	case slices.ContainsFunc(alerts, isFiring):
 		return notice.Firing
+	case len(alerts) > 0 && !slices.ContainsFunc(alerts, func(a *lifeboatv1.Alert) bool { return !isEvent(a) }):
+		return notice.Event
 	case truncated > 0:
 		return notice.Partial
 	}
@@ -66,42 +142,48 @@ func status(firing int, truncated int64) notice.Status {
 }
 
 // title is "[FIRING:2] LifeboatDrillFailed etcd-prod (critical)".
-func title(s notice.Status, firing int, n *lifeboatv1.Notification, severity string) string {
+func (r *Renderer) title(out notice.Notice, n *lifeboatv1.Notification, same map[string]string) string {
 	count := len(n.GetAlerts())
-	if s == notice.Firing {
-		count = firing
+	if out.Status == notice.Firing {
+		count = firing(n.GetAlerts())
 	}
-	parts := []string{fmt.Sprintf("[%s:%d]", strings.ToUpper(string(s)), count)}
-	common := shared(n.GetAlerts())
-	if name := common["alertname"]; name != "" {
-		parts = append(parts, name)
-	} else {
-		parts = append(parts, fmt.Sprintf("%d kinds of alert", kinds(n.GetAlerts())))
-	}
-	for _, l := range []string{"target", "service", "job", "instance"} {
-		if v := common[l]; v != "" {
-			parts = append(parts, v)
-			break
-		}
-	}
-	if severity != "" {
-		parts = append(parts, "("+severity+")")
+	parts := []string{tag(out.Words, out.Status, count), subject(out.Words, n.GetAlerts(), same)}
+	if out.Severity != "" {
+		parts = append(parts, "("+out.Severity+")")
 	}
 	if n.GetParts() > 1 {
-		parts = append(parts, fmt.Sprintf("part %d of %d", n.GetPart(), n.GetParts()))
+		parts = append(parts, fmt.Sprintf(out.Words.Part, n.GetPart(), n.GetParts()))
 	}
-	return clean(strings.Join(parts, " "))
+	return line(strings.Join(parts, " "), maxTitle)
 }
 
-// clean drops control characters and those that turn the direction of the text, with which a label could make a line
-// read as something else.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' || !unicode.IsControl(r) && !unicode.Is(unicode.Bidi_Control, r) {
-			return r
+// tag is "[FIRING:2]". One event is not counted: it is not a state that several alerts could share.
+func tag(w notice.Words, s notice.Status, count int) string {
+	if s == notice.Event && count == 1 {
+		return "[" + w.Event + "]"
+	}
+	return fmt.Sprintf("[%s:%d]", w.Status(s), count)
+}
+
+// subject is what it is about and where: "LifeboatDrillFailed etcd-prod".
+func subject(w notice.Words, alerts []*lifeboatv1.Alert, same map[string]string) string {
+	name := same["alertname"]
+	if len(alerts) > 0 && isEvent(alerts[0]) {
+		name = cmp.Or(same["event"], name)
+	}
+	if name == "" {
+		if k := kinds(alerts); k > 1 {
+			name = fmt.Sprintf(w.Kinds, k)
+		} else {
+			name = w.Nameless
 		}
-		return -1
-	}, s)
+	}
+	for _, l := range []string{"target", "service", "job", "instance"} {
+		if v := same[l]; v != "" {
+			return name + " " + v
+		}
+	}
+	return name
 }
 
 // shared are the labels that all alerts have alike. The notification's own common labels are those of the group before
@@ -110,9 +192,26 @@ func shared(alerts []*lifeboatv1.Alert) map[string]string {
 	if len(alerts) == 0 {
 		return nil
 	}
-	out := maps.Clone(alerts[0].GetLabels())
-	for _, a := range alerts[1:] {
-		maps.DeleteFunc(out, func(k, v string) bool { return a.GetLabels()[k] != v })
+	return common(len(alerts), func(i int) map[string]string { return alerts[i].GetLabels() })
+}
+
+// common are the entries that are in all of so many maps.
+func common(count int, of func(i int) map[string]string) map[string]string {
+	type entry struct{ k, v string }
+	var left []entry
+	for k, v := range of(0) {
+		left = append(left, entry{k, v})
+	}
+	for i := 1; i < count && len(left) > 0; i++ {
+		m := of(i)
+		left = slices.DeleteFunc(left, func(e entry) bool {
+			v, ok := m[e.k]
+			return !ok || v != e.v
+		})
+	}
+	out := make(map[string]string, len(left))
+	for _, e := range left {
+		out[e.k] = e.v
 	}
 	return out
 }
@@ -125,65 +224,40 @@ func kinds(alerts []*lifeboatv1.Alert) int {
 	return len(names)
 }
 
-// severityRank orders the names that rules commonly use.
-func severityRank(s string) int {
-	order := []string{"", "none", "info", "notice", "warning", "error", "major", "high", "critical", "page", "emergency"}
-	return max(slices.Index(order, strings.ToLower(s)), 0)
+// silence is what a silence of the group would match. There is none for what does not fire, for what Alertmanager does not know, and
+// where all that the alerts share is how bad they are: such a silence would hide alerts that nobody has seen yet.
+func silence(in Input, out notice.Notice, same map[string]string) *notice.Silence {
+	switch in.Delivery.GetNotification().GetOrigin() {
+	case "event", "canary", "test", "webhook":
+		return nil
+	}
+	names := slices.DeleteFunc(slices.Collect(maps.Keys(same)), func(k string) bool { return same[k] == "" || k == "severity" })
+	if out.Status != notice.Firing || len(names) == 0 {
+		return nil
+	}
+	matchers := maps.Clone(same)
+	maps.DeleteFunc(matchers, func(_, v string) bool { return v == "" })
+	s := &notice.Silence{Matchers: matchers, Comment: out.Title, Buttons: in.Buttons}
+	if in.Links != nil {
+		s.Links = in.Links(matchers, s.Comment)
+	}
+	return s
 }
 
-func rank(a *lifeboatv1.Alert) int {
-	r := severityRank(a.GetLabels()["severity"])
-	if isFiring(a) {
-		r += 100
-	}
-	return r
-}
-
-func worst(alerts []*lifeboatv1.Alert) string {
-	out, best := "", -1
-	for _, a := range alerts {
-		if s := a.GetLabels()["severity"]; s != "" && rank(a) > best {
-			out, best = s, rank(a)
-		}
-	}
-	return out
-}
-
-func item(a *lifeboatv1.Alert, runbook Runbook) notice.Item {
-	name := a.GetLabels()["alertname"]
-	it := notice.Item{
-		Firing: isFiring(a), Name: clean(name),
-		Summary: clean(cmp.Or(
-			a.GetAnnotations()["summary"], a.GetAnnotations()["message"], name, "alert without a name")),
-		Description: clean(a.GetAnnotations()["description"]),
-		Runbook:     runbook(name, a.GetAnnotations()),
-	}
-	if a.GetStartsAt() != nil {
-		it.Starts = a.GetStartsAt().AsTime()
-	}
-	if !it.Firing && a.GetEndsAt() != nil {
-		it.Ends = a.GetEndsAt().AsTime()
-	}
-	for _, k := range slices.Sorted(maps.Keys(a.GetLabels())) {
-		if k != "alertname" {
-			it.Labels = append(it.Labels, notice.Label{Name: clean(k), Value: clean(a.GetLabels()[k])})
-		}
-	}
-	return it
-}
-
-func footer(d *lifeboatv1.Delivery) string {
-	n := d.GetNotification()
-	parts := []string{"from " + cmp.Or(n.GetOrigin(), "alertmanager")}
+func footer(d *lifeboatv1.Delivery, out notice.Notice) string {
+	n, w := d.GetNotification(), out.Words
+	parts := []string{fmt.Sprintf(w.From, cmp.Or(n.GetOrigin(), "alertmanager"))}
 	if n.GetOrigin() == "lifeboat" {
-		parts = []string{"from lifeboat itself: no Alertmanager took it"}
+		parts = []string{w.FromItself}
 	}
 	if n.GetReceivedAt() != nil {
-		parts = append(parts, "received "+stamp(n.GetReceivedAt()))
+		parts = append(parts, fmt.Sprintf(w.Received, out.Stamp(n.GetReceivedAt().AsTime())))
 	}
-	return strings.Join(append(parts, "route "+d.GetRoute(), "delivery "+d.GetId()), " · ")
-}
-
-func stamp(t *timestamppb.Timestamp) string {
-	return t.AsTime().UTC().Format("2006-01-02 15:04:05 UTC")
+	if d.GetRoute() != "" {
+		parts = append(parts, fmt.Sprintf(w.Route, d.GetRoute()))
+	}
+	if d.GetId() != "" {
+		parts = append(parts, fmt.Sprintf(w.Delivery, d.GetId()))
+	}
+	return line(strings.Join(parts, w.Dot), maxFooter)
 }

@@ -1,7 +1,10 @@
-// Package runbook finds the page that says what to do about an alert.
+// Package runbook finds the page that says what to do about an alert, reads the first steps out of it, asks whether its link still
+// leads somewhere, and lints rule files for alerts that have none.
 package runbook
 
 import (
+	"cmp"
+	"io/fs"
 	"net/url"
 	"strings"
 	"unicode"
@@ -18,14 +21,52 @@ func Link(c config.Runbooks, name string, annotations map[string]string) string 
 	if link := safe(annotations[Annotation]); link != "" {
 		return link
 	}
-	if c.BaseURL == "" || name == "" {
-		return ""
-	}
+	return ruled(c, name)
+}
+
+// ruled is the address that base_url gives to an alert's page; empty when there is none.
+func ruled(c config.Runbooks, name string) string {
 	page := Kebab(name)
-	if page == "" {
+	if c.BaseURL == "" || page == "" {
 		return ""
 	}
 	return safe(strings.TrimSuffix(c.BaseURL, "/") + "/" + url.PathEscape(page) + c.Suffix)
+}
+
+// below is the path of a link below base_url, and whether it is there at all. A longer name that only begins alike is not, nor is
+// a path that leads out again.
+func below(base, link string) (rest, fragment string, ok bool) {
+	b, err := url.Parse(base)
+	l, bad := url.Parse(link)
+	if err != nil || bad != nil || base == "" || !strings.EqualFold(b.Scheme, l.Scheme) || !strings.EqualFold(b.Host, l.Host) {
+		return "", "", false
+	}
+	rest, ok = strings.CutPrefix(l.Path, strings.TrimSuffix(b.Path, "/")+"/")
+	rest = strings.TrimSuffix(rest, "/")
+	if !ok || rest == "." || !fs.ValidPath(rest) || strings.Contains(rest, `\`) {
+		return "", "", false
+	}
+	return rest, l.Fragment, true
+}
+
+// The grades of an alert without a runbook.
+const (
+	GradeError   = "error"
+	GradeWarning = "warning"
+	GradeIgnore  = "ignore"
+)
+
+// otherSeverity is the policy's key for every severity that it does not name.
+const otherSeverity = "*"
+
+// Grade is what an alert of a severity without a runbook is, by notifier.runbooks.policy: error, warning or ignore. Without a
+// policy it is an error for critical and page, and else a warning. A severity that is not known is empty.
+func Grade(c config.Runbooks, severity string) string {
+	usual := GradeWarning
+	if severity == "critical" || severity == "page" {
+		usual = GradeError
+	}
+	return cmp.Or(c.Policy[severity], c.Policy[otherSeverity], usual)
 }
 
 // safe returns a web address in its escaped form, and nothing for anything else.

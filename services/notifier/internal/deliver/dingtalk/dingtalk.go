@@ -1,4 +1,8 @@
 // Package dingtalk delivers notices to a DingTalk custom robot (钉钉自定义机器人).
+//
+// A message is markdown, or with the style action_card a card with buttons for the runbook and for silencing. A card cannot
+// mention anybody, so a notice with mentions is always markdown, which shows the same as links: that it rings the right phone
+// matters more than the buttons. A card without a button does not exist; such a notice is markdown too.
 package dingtalk
 
 import (
@@ -7,26 +11,19 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/notice"
 )
 
-const (
-	// blocked is how long DingTalk silences a robot that was too fast.
-	blocked = 10 * time.Minute
-	// parked is how long a delivery waits whose robot only a person can mend: the token, secret, keyword or group is
-	// wrong. The URL and secret are read anew each time, so that mending them is enough.
-	parked = 5 * time.Minute
-)
+// StyleActionCard is the style of a message with buttons; any other one is markdown.
+const StyleActionCard = "action_card"
 
 // Poster sends a JSON body to an address that is a secret. Its errors are worth another attempt and do not hold the
 // address.
@@ -41,6 +38,8 @@ type Options struct {
 	Secret  func() (string, error)
 	Poster  Poster
 	Now     func() time.Time
+	// Style is "markdown" (also when empty) or StyleActionCard.
+	Style string
 }
 
 // Sender delivers to one robot.
@@ -49,61 +48,65 @@ type Sender struct{ o Options }
 // New makes a sender.
 func New(o Options) *Sender { return &Sender{o} }
 
-// errTooLong: the robot refuses the size, though it is within the documented limit.
-var errTooLong = errors.New("DingTalk says that the message is too long")
-
-// Key implements deliver.Sender.
+// Key implements deliver.Sender. It is a hash of the access_token, which is the robot; of the whole address when that has none.
 func (s *Sender) Key() (string, error) {
-	address, err := s.o.Address()
+	u, err := s.address()
 	if err != nil {
-		return "", fmt.Errorf("reading the webhook's URL: %w", err)
+		return "", err
 	}
-	sum := sha256.Sum256([]byte(address))
+	robot := u.Query().Get("access_token")
+	if robot == "" {
+		robot = u.String()
+	}
+	sum := sha256.Sum256([]byte(robot))
 	return "dingtalk-" + hex.EncodeToString(sum[:8]), nil
 }
 
-// Split implements deliver.Sender.
-func (s *Sender) Split(n notice.Notice) []notice.Notice { return []notice.Notice{n} }
+// Split implements deliver.Sender: at most three messages of 20,000 bytes, and what does not fit is counted in the last one.
+func (s *Sender) Split(n notice.Notice) []notice.Notice { return s.split(n, maxBytes) }
 
-// Send implements deliver.Sender.
+// Send implements deliver.Sender. A message that the robot finds too long, though it is within the limit, is halved once; a later
+// attempt sends both halves again. There is no Ref: what a robot has sent cannot be changed.
 func (s *Sender) Send(ctx context.Context, n notice.Notice, _ notice.Ref, take notice.Take) (notice.Ref, error) {
-	if err := take(ctx, notice.Post); err != nil {
+	body, err := s.encode(n, maxBytes)
+	if err != nil {
+		return notice.Ref{}, bus.Terminal("dingtalk_encode", err)
+	}
+	err = s.post(ctx, body, take)
+	if !errors.Is(err, errTooLong) {
 		return notice.Ref{}, err
 	}
-	return notice.Ref{}, s.post(ctx, n)
-}
-
-// post delivers a notice. An error is bus.Terminal when no further attempt can help, bus.RetryAfter when the robot must
-// be left alone for a while, and else worth another attempt soon.
-func (s *Sender) post(ctx context.Context, n notice.Notice) error {
-	var err error
-	for _, most := range []int{maxBytes, maxBytes / 4} {
-		if err = s.send(ctx, n, most); !errors.Is(err, errTooLong) {
-			return err
+	half := max(len(body)/2, leastBytes)
+	for _, part := range s.split(n, half) {
+		if body, err = s.encode(part, half); err != nil {
+			return notice.Ref{}, bus.Terminal("dingtalk_encode", err)
+		}
+		if err = s.post(ctx, body, take); errors.Is(err, errTooLong) {
+			return notice.Ref{}, bus.Terminal("dingtalk_too_long", err)
+		} else if err != nil {
+			return notice.Ref{}, err
 		}
 	}
-	return bus.Terminal("dingtalk_too_long", err)
+	return notice.Ref{}, nil
 }
 
-func (s *Sender) send(ctx context.Context, n notice.Notice, most int) error {
-	body, err := Encode(n, most)
-	if err != nil {
-		return bus.Terminal("dingtalk_encode", err)
+func (s *Sender) post(ctx context.Context, body []byte, take notice.Take) error {
+	if err := take(ctx, notice.Post); err != nil {
+		return err
 	}
-	address, err := s.signed()
+	address, redact, err := s.signed()
 	if err != nil {
 		return err
 	}
-	status, _, answer, err := s.o.Poster.Post(ctx, address.String(), body)
+	status, _, answer, err := s.o.Poster.Post(ctx, address, body)
 	if err != nil {
 		return fmt.Errorf("sending to DingTalk: %w", err)
 	}
-	return classify(status, answer, address.Query())
+	return classify(status, answer, redact)
 }
 
-// signed is the robot's address for one attempt (open.dingtalk.com, "customize robot security settings"): the signature
-// is HMAC-SHA256 over the time in milliseconds, a newline and the secret, with the secret as the key.
-func (s *Sender) signed() (*url.URL, error) {
+// address is the robot's, without a signature.
+func (s *Sender) address() (*url.URL, error) {
 	raw, err := s.o.Address()
 	if err != nil {
 		return nil, fmt.Errorf("reading the robot's URL: %w", err)
@@ -112,74 +115,30 @@ func (s *Sender) signed() (*url.URL, error) {
 	if err != nil {
 		return nil, errors.New("the robot's URL cannot be parsed")
 	}
+	return u, nil
+}
+
+// signed is the robot's address for one attempt (open.dingtalk.com, "customize robot security settings"): the signature
+// is HMAC-SHA256 over the time in milliseconds, a newline and the secret, with the secret as the key. redact takes all of that
+// out of a text.
+func (s *Sender) signed() (address string, redact func(string) string, err error) {
+	u, err := s.address()
+	if err != nil {
+		return "", nil, err
+	}
+	q := u.Query()
 	if s.o.Secret == nil {
-		return u, nil
+		return u.String(), redactor(q, ""), nil
 	}
 	secret, err := s.o.Secret()
 	if err != nil {
-		return nil, fmt.Errorf("reading the robot's secret: %w", err)
+		return "", nil, fmt.Errorf("reading the robot's secret: %w", err)
 	}
 	stamp := strconv.FormatInt(s.o.Now().UnixMilli(), 10)
 	mac := hmac.New(sha256.New, []byte(secret))
 	mac.Write([]byte(stamp + "\n" + secret))
-	q := u.Query()
 	q.Set("timestamp", stamp)
 	q.Set("sign", base64.StdEncoding.EncodeToString(mac.Sum(nil)))
 	u.RawQuery = q.Encode()
-	return u, nil
-}
-
-// classify says what an answer means. Errors come with HTTP 200 and an errcode.
-func classify(status int, answer []byte, secrets url.Values) error {
-	var a struct {
-		ErrCode *int   `json:"errcode"`
-		ErrMsg  string `json:"errmsg"`
-		// Throttling by DingTalk's gateway looks different.
-		Status int    `json:"status"`
-		Punish string `json:"punish"`
-	}
-	err := json.Unmarshal(answer, &a)
-	switch {
-	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout:
-		return fmt.Errorf("DingTalk answered HTTP %d", status)
-	case status == http.StatusTooManyRequests, a.Status == 1111, a.Punish != "":
-		return bus.RetryAfter(blocked, fmt.Errorf("DingTalk throttles the robot (HTTP %d, status %d)", status, a.Status))
-	case status != http.StatusOK:
-		return bus.Terminal("dingtalk_http_"+strconv.Itoa(status), fmt.Errorf("DingTalk answered HTTP %d", status))
-	case err != nil || a.ErrCode == nil:
-		return errors.New("DingTalk answered something that is not its JSON")
-	}
-	return classifyCode(*a.ErrCode, redact(a.ErrMsg, secrets))
-}
-
-func classifyCode(code int, msg string) error {
-	err := fmt.Errorf("DingTalk answered errcode %d: %s", code, msg)
-	switch code {
-	case 0:
-		return nil
-	case -1: // the system is busy
-		return err
-	case 130101, 410100: // too fast
-		return bus.RetryAfter(blocked, err)
-	case 460101, 101002: // too long
-		return fmt.Errorf("%w: %w", errTooLong, err)
-	case 310000, // keyword, signature, address or time
-		300005, 400101, // no such token
-		400102, 400013, 400106, // robot stopped, group gone, robot absent
-		90030: // quota
-		return bus.RetryAfter(parked, fmt.Errorf("the robot's settings need a person: %w", err))
-	}
-	return bus.Terminal("dingtalk_"+strconv.Itoa(code), err)
-}
-
-// redact keeps what the robot says short, and free of what we sent in the address, should it repeat that.
-func redact(msg string, secrets url.Values) string {
-	for _, values := range secrets {
-		for _, v := range values {
-			if len(v) > 4 {
-				msg = strings.ReplaceAll(msg, v, "...")
-			}
-		}
-	}
-	return cut(line(msg), 200)
+	return u.String(), redactor(q, secret), nil
 }

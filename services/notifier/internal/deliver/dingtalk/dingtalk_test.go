@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -23,157 +23,123 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func example(text string, items int) notice.Notice {
-	n := notice.Notice{Status: notice.Firing, Title: text + "!", More: 3, Truncated: 2, Footer: text}
-	for range items {
-		n.Items = append(n.Items, notice.Item{
-			Firing: true, Name: text, Summary: text, Description: text, Starts: time.Unix(1, 0), Ends: time.Unix(2, 0),
-			Labels:  []notice.Label{{Name: text, Value: text}, {Name: "target", Value: "etcd-prod"}},
-			Runbook: "https://rb.example.com/a(b)c?x=[y]",
-		})
-	}
-	return n
+// free takes for a budget that never ends.
+func free(context.Context, notice.Call) error { return nil }
+
+func send(t *testing.T, s *dingtalk.Sender, n notice.Notice) error {
+	t.Helper()
+	ref, err := s.Send(t.Context(), n, notice.Ref{}, free)
+	assert.Zero(t, ref, "a robot's messages cannot be edited")
+	return err
 }
 
-func sender(chat *chattest.Server, client *webhook.Client) *dingtalk.Sender {
+// robot is a sender for a robot of the chat, with its own clock.
+func robot(t *testing.T, chat *chattest.Server, style string, now func() time.Time) *dingtalk.Sender {
+	t.Helper()
+	client := webhook.New()
+	t.Cleanup(client.Close)
 	return dingtalk.New(dingtalk.Options{
 		Address: func() (string, error) { return chat.DingTalkURL(), nil },
 		Secret:  func() (string, error) { return chat.DingTalkSecret(), nil },
-		Poster:  client, Now: time.Now,
+		Poster:  client, Now: now, Style: style,
 	})
 }
 
-// hostile texts try to mention, link, mark up, and to exceed what DingTalk takes.
-func hostile() []string {
-	return []string{
-		"plain", "@13800138000 @all", "[Runbook](https://evil.example)", "<a href=x>y</a><script>alert(1)</script>",
-		"![x](https://evil.example/x.png)", "**b** *i* __b__ _i_ `code` ~~s~~", "# heading", "> quote", "- item\n- item",
-		"1. item\n2) item", "text\n===\n---\n***", "&lt;b&gt; &amp; \\* \\[", "<https://evil.example>", "[x]: https://evil.example",
-		"    indented", "```\ncode\n```", "| a | b |\n|---|---|", strings.Repeat("x", 50_000), strings.Repeat("\"", 50_000),
-		strings.Repeat("钉", 20_000), strings.Repeat("a\n", 10_000), "\x00\x1b[31m", "_a_ __b",
-	}
+// recorder is a poster that keeps what it is given, and answers in turn; at the end it takes everything.
+type recorder struct {
+	answers []answer
+	bodies  [][]byte
+	queries []url.Values
 }
 
-func TestEveryTextIsAcceptedAndForgesNothing(t *testing.T) {
-	t.Parallel()
-	chat := chattest.NewWith(t, chattest.Options{DingTalkPerMinute: 1e6})
-	client := webhook.New()
-	t.Cleanup(client.Close)
-	s := sender(chat, client)
-	for _, text := range hostile() {
-		for _, items := range []int{1, 15} {
-			require.NoError(t, s.Send(t.Context(), example(text, items)), "%.20q", text)
-			ms := chat.Messages()
-			m := ms[len(ms)-1]
-			assert.NotContains(t, m.Text, "@", "%.20q", text)
-			assert.Equal(t, items, strings.Count(m.Text, "**Runbook:**"), "every alert keeps its runbook: %.20q", text)
-			assert.Equal(t, items, strings.Count(m.Text, "]("), "only runbooks are links: %.20q", text)
-		}
-	}
-	got := page(t, chat)
-	for _, tag := range []string{"<em", "<code", "<img", "<script", "<ul", "<ol", "<h1", "<h2>text", "<pre", "<table", "evil.example\""} {
-		assert.NotContains(t, got, tag)
-	}
-	assert.Contains(t, got, `href="https://rb.example.com/a%28b%29c?x=%5By%5D"`)
-}
-
-func page(t *testing.T, chat *chattest.Server) string {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, chat.PageURL()+"columns", nil)
-	require.NoError(t, err)
-	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
-	require.NoError(t, err)
-	defer func() { _ = resp.Body.Close() }()
-	b, err := io.ReadAll(resp.Body)
-	require.NoError(t, err)
-	return string(b)
-}
-
-func TestNoRunbookIsSaid(t *testing.T) {
-	t.Parallel()
-	n := example("A", 1)
-	n.Items[0].Runbook = ""
-	b, err := dingtalk.Encode(n, 20_000)
-	require.NoError(t, err)
-	assert.Contains(t, string(b), "No runbook")
-	assert.Contains(t, string(b), "and **3 more**")
-}
-
-func TestWhatDoesNotFitIsCounted(t *testing.T) {
-	t.Parallel()
-	b, err := dingtalk.Encode(example(strings.Repeat("x", 5000), 15), 3000)
-	require.NoError(t, err)
-	assert.LessOrEqual(t, len(b), 3000)
-	assert.Regexp(t, `and \*\*1[0-9] more\*\*`, string(b))
-}
-
-func FuzzEncode(f *testing.F) {
-	for _, text := range hostile() {
-		f.Add(text, 3)
-	}
-	f.Fuzz(func(t *testing.T, text string, items int) {
-		n := example(text, min(max(items, 0), 15))
-		body, err := dingtalk.Encode(n, 20_000)
-		require.NoError(t, err)
-		require.Zero(t, chattest.CheckDingTalk(body))
-	})
-}
-
-// answer is a poster that gives one answer.
 type answer struct {
 	status int
 	body   string
 	err    error
 }
 
-func (a answer) Post(context.Context, string, []byte) (int, http.Header, []byte, error) {
+func (r *recorder) Post(_ context.Context, address string, body []byte) (int, http.Header, []byte, error) {
+	u, err := url.Parse(address)
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	r.bodies, r.queries = append(r.bodies, body), append(r.queries, u.Query())
+	a := answer{status: http.StatusOK, body: `{"errcode":0,"errmsg":"ok"}`}
+	if len(r.answers) > 0 {
+		a, r.answers = r.answers[0], r.answers[1:]
+	}
 	return a.status, nil, []byte(a.body), a.err
+}
+
+const token = "s3cret-token"
+
+func recorded(r *recorder, style string) *dingtalk.Sender {
+	return dingtalk.New(dingtalk.Options{
+		Address: func() (string, error) { return "https://oapi.dingtalk.com/robot/send?access_token=" + token, nil },
+		Poster:  r, Now: time.Now, Style: style,
+	})
+}
+
+func code(c int) answer {
+	return answer{status: 200, body: fmt.Sprintf(`{"errcode":%d,"errmsg":"m %s"}`, c, token)}
+}
+
+func refused(msg string) answer {
+	return answer{status: 200, body: fmt.Sprintf(`{"errcode":310000,"errmsg":%q}`, msg)}
 }
 
 func TestAnswersAreClassified(t *testing.T) {
 	t.Parallel()
-	code := func(c int) answer {
-		return answer{status: 200, body: fmt.Sprintf(`{"errcode":%d,"errmsg":"m s3cret-token"}`, c)}
-	}
 	for name, c := range map[string]struct {
 		answer answer
 		want   string // "", retry, terminal, or a delay
+		says   string
 	}{
-		"ok":               {code(0), ""},
-		"busy":             {code(-1), "retry"},
-		"too fast":         {code(130101), "10m0s"},
-		"too fast, too":    {code(410100), "10m0s"},
-		"gateway throttle": {answer{status: 200, body: `{"status":1111,"punish":"deny","wait":5}`}, "10m0s"},
-		"429":              {answer{status: 429}, "10m0s"},
-		"quota":            {code(90030), "5m0s"},
-		"signature":        {code(310000), "5m0s"},
-		"no token":         {code(300005), "5m0s"},
-		"no token, too":    {code(400101), "5m0s"},
-		"robot stopped":    {code(400102), "5m0s"},
-		"group gone":       {code(400013), "5m0s"},
-		"robot absent":     {code(400106), "5m0s"},
-		"bad params":       {code(40035), "terminal"},
-		"bad body":         {code(43004), "terminal"},
-		"bad type":         {code(400105), "terminal"},
-		"bad content":      {code(400403), "terminal"},
-		"unknown":          {code(12345), "terminal"},
-		"too long":         {code(460101), "terminal"},
-		"too long, too":    {code(101002), "terminal"},
-		"502":              {answer{status: 502, body: "<html>"}, "retry"},
-		"404":              {answer{status: 404, body: "<html>"}, "terminal"},
-		"not JSON":         {answer{status: 200, body: "<html>"}, "retry"},
-		"no errcode":       {answer{status: 200, body: "{}"}, "retry"},
-		"network":          {answer{err: errors.New("connection refused")}, "retry"},
+		"ok":               {code(0), "", ""},
+		"busy":             {code(-1), "retry", "errcode -1"},
+		"too fast":         {code(130101), "10m0s", "throttles the robot"},
+		"too fast, too":    {code(410100), "10m0s", "throttles the robot"},
+		"gateway throttle": {answer{status: 200, body: chattest.DingTalkThrottled().Body}, "10m0s", "throttles the robot"},
+		"only punish":      {answer{status: 200, body: `{"punish":"deny"}`}, "10m0s", "throttles the robot"},
+		"429":              {answer{status: 429}, "10m0s", "throttles the robot"},
+		"quota":            {code(90030), "10m0s", "quota"},
+		"signature":        {refused("sign not match, more: [https://x]"), "5m0s", "secret_file does not hold"},
+		"signature, new":   {refused("description:机器人发送签名不匹配;solution:请确认签名和生成签名的时间戳必须都放在调用的网址中;link:..."), "5m0s", "secret_file does not hold"},
+		"keyword":          {refused("keywords not in content"), "5m0s", "keyword"},
+		"keyword, new":     {refused("description:关键词不匹配;solution:请确认签名"), "5m0s", "keyword"},
+		"time":             {refused("invalid timestamp"), "5m0s", "clock"},
+		"address":          {refused("ip 1.2.3.4 not in whitelist"), "5m0s", "listed addresses"},
+		"other security":   {refused("no"), "5m0s", "security settings"},
+		"no token":         {code(300005), "5m0s", "webhook_url_file"},
+		"no token, too":    {code(400101), "5m0s", "webhook_url_file"},
+		"robot stopped":    {code(400102), "5m0s", "switch it on"},
+		"group gone":       {code(400013), "5m0s", "group is gone"},
+		"robot absent":     {code(400106), "5m0s", "add it again"},
+		"bad params":       {code(40035), "terminal", "40035"},
+		"bad body":         {code(43004), "terminal", "43004"},
+		"bad type":         {code(400105), "terminal", "400105"},
+		"bad content":      {code(400403), "terminal", "400403"},
+		"unknown":          {code(12345), "terminal", "12345"},
+		"400":              {answer{status: 400, body: "<html>"}, "terminal", "HTTP 400"},
+		"404":              {answer{status: 404, body: "<html>"}, "5m0s", "webhook_url_file"},
+		"302":              {answer{status: 302}, "5m0s", "webhook_url_file"},
+		"502":              {answer{status: 502, body: "<html>"}, "retry", "HTTP 502"},
+		"408":              {answer{status: 408}, "retry", "HTTP 408"},
+		"not JSON":         {answer{status: 200, body: "<html>"}, "retry", "not its JSON"},
+		"no errcode":       {answer{status: 200, body: "{}"}, "retry", "not its JSON"},
+		"network":          {answer{err: errors.New("connection refused")}, "retry", "connection refused"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := dingtalk.New(dingtalk.Options{
-				Address: func() (string, error) { return "https://x/?access_token=s3cret-token", nil },
-				Poster:  c.answer, Now: time.Now,
-			})
-			err := s.Send(t.Context(), example("A", 1))
+			r := &recorder{answers: []answer{c.answer}}
+			err := send(t, recorded(r, ""), example("A", 1))
 			assert.Equal(t, c.want, kind(err))
-			assert.NotContains(t, fmt.Sprint(err), "s3cret")
+			if c.says != "" {
+				require.ErrorContains(t, err, c.says)
+			}
+			assert.Equal(t, c.says == "throttles the robot", errors.Is(err, notice.ErrThrottled))
+			assert.NotContains(t, fmt.Sprint(err), token)
+			assert.Len(t, r.bodies, 1)
 		})
 	}
 }
@@ -192,23 +158,110 @@ func kind(err error) string {
 	return "retry"
 }
 
-// once answers the first try with an error code and takes the second one.
-type once struct {
-	codes []int
-	sizes []int
-}
-
-func (o *once) Post(_ context.Context, _ string, body []byte) (int, http.Header, []byte, error) {
-	code := o.codes[0]
-	o.codes = o.codes[1:]
-	o.sizes = append(o.sizes, len(body))
-	return 200, nil, fmt.Appendf(nil, `{"errcode":%d}`, code), nil
-}
-
-func TestTooLongIsSentAgainShorter(t *testing.T) {
+func TestEveryErrorOfTheRobotIsKnown(t *testing.T) {
 	t.Parallel()
-	p := &once{codes: []int{460101, 0}}
-	s := dingtalk.New(dingtalk.Options{Address: func() (string, error) { return "https://x", nil }, Poster: p, Now: time.Now})
-	require.NoError(t, s.Send(t.Context(), example(strings.Repeat("long ", 2000), 10)))
-	assert.Less(t, p.sizes[1], p.sizes[0]/3)
+	chat := chattest.NewWith(t, chattest.Options{NoLimits: true})
+	s := robot(t, chat, "", time.Now)
+	for want, codes := range map[string][]int{
+		"":         {0},
+		"retry":    {-1},
+		"10m0s":    {130101, 410100, 90030},
+		"5m0s":     {310000, 300005, 400101, 400102, 400013, 400106},
+		"terminal": {40035, 43004, 400105, 400403},
+	} {
+		for _, c := range codes {
+			chat.FailNext(chattest.DingTalk, 1, chattest.DingTalkError(c))
+			assert.Equal(t, want, kind(send(t, s, example("A", 1))), "%d", c)
+		}
+	}
+	chat.FailNext(chattest.DingTalk, 1, chattest.DingTalkThrottled())
+	assert.Equal(t, "10m0s", kind(send(t, s, example("A", 1))))
+	assert.Empty(t, chat.Messages())
+}
+
+func TestTheSignatureIsNewForEachAttempt(t *testing.T) {
+	t.Parallel()
+	chat := chattest.New(t)
+	now := time.Now()
+	s := robot(t, chat, "", func() time.Time { return now })
+	require.NoError(t, send(t, s, example("A", 1)))
+	now = now.Add(-61 * time.Minute)
+	require.ErrorContains(t, send(t, s, example("A", 1)), "clock")
+	now = time.Now()
+	require.NoError(t, send(t, s, example("A", 1)))
+
+	secret := "SEC-wrong"
+	r := &recorder{}
+	s = dingtalk.New(dingtalk.Options{
+		Address: func() (string, error) { return "https://x/?access_token=" + token, nil },
+		Secret:  func() (string, error) { return secret, nil }, Poster: r, Now: func() time.Time { return now },
+	})
+	r.answers = []answer{{status: 200, body: `{"errcode":310000,"errmsg":"sign not match: SEC-wrong ` + token + `"}`}}
+	err := send(t, s, example("A", 1))
+	require.ErrorContains(t, err, "secret_file")
+	assert.NotContains(t, err.Error(), secret)
+	assert.NotContains(t, err.Error(), token)
+	now = now.Add(time.Millisecond)
+	require.NoError(t, send(t, s, example("A", 1)))
+	assert.NotEqual(t, r.queries[0].Get("sign"), r.queries[1].Get("sign"))
+	assert.Equal(t, token, r.queries[0].Get("access_token"))
+}
+
+func TestTheKeyIsTheRobotsAndNotTheAddress(t *testing.T) {
+	t.Parallel()
+	key := func(address string) string {
+		s := dingtalk.New(dingtalk.Options{Address: func() (string, error) { return address, nil }, Now: time.Now})
+		k, err := s.Key()
+		require.NoError(t, err)
+		assert.Regexp(t, "^dingtalk-[0-9a-f]{16}$", k)
+		return k
+	}
+	one := key("https://oapi.dingtalk.com/robot/send?access_token=abcdef")
+	assert.Equal(t, one, key("https://oapi.dingtalk.com/robot/send?timestamp=1&sign=x&access_token=abcdef"))
+	assert.NotEqual(t, one, key("https://oapi.dingtalk.com/robot/send?access_token=abcdeg"))
+	assert.NotEqual(t, key("https://x/1"), key("https://x/2"))
+
+	unreadable := dingtalk.New(dingtalk.Options{Address: func() (string, error) { return "", errors.New("no such file") }})
+	_, err := unreadable.Key()
+	require.ErrorContains(t, err, "no such file")
+}
+
+func TestTooLongIsHalvedOnce(t *testing.T) {
+	t.Parallel()
+	n := example(strings.Repeat("long text ", 40), 10)
+	taken := 0
+	take := func(context.Context, notice.Call) error { taken++; return nil }
+	r := &recorder{answers: []answer{code(460101)}}
+	_, err := recorded(r, "").Send(t.Context(), n, notice.Ref{}, take)
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, len(r.bodies), 3)
+	assert.Equal(t, len(r.bodies), taken, "every request takes of the budget")
+	told := 0
+	for _, b := range r.bodies[1:] {
+		assert.LessOrEqual(t, len(b), len(r.bodies[0])/2)
+		told += count(b, "rb.example.com")
+	}
+	assert.Equal(t, 10, told, "the halves tell what the whole did")
+
+	r = &recorder{answers: []answer{code(101002), code(460101)}}
+	err = send(t, recorded(r, ""), n)
+	reason, terminal := bus.TerminalReason(err)
+	assert.True(t, terminal)
+	assert.Equal(t, "dingtalk_too_long", reason)
+	assert.Len(t, r.bodies, 2)
+
+	r = &recorder{answers: []answer{{status: http.StatusRequestEntityTooLarge}, code(130101)}}
+	assert.Equal(t, "10m0s", kind(send(t, recorded(r, ""), n)), "what else a half meets is as for the whole")
+}
+
+func TestNothingIsSentThatTheBudgetRefuses(t *testing.T) {
+	t.Parallel()
+	empty := errors.New("no room")
+	r := &recorder{}
+	_, err := recorded(r, "").Send(t.Context(), example("A", 1), notice.Ref{}, func(_ context.Context, call notice.Call) error {
+		assert.Equal(t, notice.Post, call)
+		return empty
+	})
+	require.ErrorIs(t, err, empty)
+	assert.Empty(t, r.bodies)
 }

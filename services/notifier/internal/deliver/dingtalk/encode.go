@@ -4,20 +4,33 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"regexp"
+	"slices"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/notice"
 )
 
-// maxBytes of a whole message (open.dingtalk.com, custom robots).
-const maxBytes = 20_000
+const (
+	// maxBytes of a whole message (open.dingtalk.com, custom robots).
+	maxBytes = 20_000
+	// leastBytes is a message in which an alert still says something.
+	leastBytes = 2_000
+	// An item takes at most maxItem bytes, and leastItem when there is no more room: the least that says what it is, and where
+	// the runbook stands.
+	maxItem   = 6_000
+	leastItem = 300
+	// maxButtons of a card: DingTalk names no limit, and more do not fit on a telephone.
+	maxButtons = 5
+	// maxMentions is how many bytes of a message may be spent on whom to mention.
+	maxMentions = 900
+)
 
 type payload struct {
-	MsgType  string   `json:"msgtype"`
-	Markdown markdown `json:"markdown"`
+	MsgType    string    `json:"msgtype"`
+	Markdown   *markdown `json:"markdown,omitempty"`
+	ActionCard *card     `json:"actionCard,omitempty"`
+	At         *at       `json:"at,omitempty"`
 }
 
 type markdown struct {
@@ -25,162 +38,190 @@ type markdown struct {
 	Text  string `json:"text"`
 }
 
-// Encode makes a markdown message of at most so many bytes, whatever the alerts hold: texts are cut first, then alerts
-// are left out and counted.
-func Encode(n notice.Notice, most int) ([]byte, error) {
-	most = min(most, maxBytes)
-	for text := most * 9 / 10; ; text = text * 3 / 4 {
-		p := payload{MsgType: "markdown", Markdown: markdown{
-			Title: safe(n.Title, 200), Text: compose(n, text),
-		}}
-		var b bytes.Buffer
-		enc := json.NewEncoder(&b)
-		enc.SetEscapeHTML(false)
-		if err := enc.Encode(p); err != nil {
-			return nil, fmt.Errorf("encoding the message: %w", err)
+type card struct {
+	Title string `json:"title"`
+	Text  string `json:"text"`
+	// Orientation "0" puts the buttons below each other.
+	Orientation string   `json:"btnOrientation"`
+	Buttons     []button `json:"btns"`
+}
+
+type button struct {
+	Title string `json:"title"`
+	URL   string `json:"actionURL"`
+}
+
+// at is who is mentioned. Each name stands in the text as well, else DingTalk mentions nobody.
+type at struct {
+	Mobiles []string `json:"atMobiles,omitempty"`
+	Users   []string `json:"atUserIds,omitempty"`
+	All     bool     `json:"isAtAll"`
+}
+
+// encode makes a message of at most so many bytes, whatever the alerts hold: texts are cut first, then alerts are left out and
+// counted.
+func (s *Sender) encode(n notice.Notice, most int) ([]byte, error) {
+	n = spoken(n)
+	for each := maxItem; ; {
+		body, err := s.marshal(n, each)
+		if err != nil || len(body) <= most {
+			return body, err
 		}
-		body := bytes.TrimSpace(b.Bytes())
-		// Quotes and newlines grow in JSON, so the first try may be too long.
-		if len(body) <= most || text < 100 {
+		switch {
+		case n.Body != "":
+			n.Body = cut(n.Body, len(n.Body)*3/4)
+		case each > leastItem && len(n.Items) > 0:
+			each = max(each*3/4, leastItem)
+		case len(n.Items) > 0:
+			n = without(n, len(n.Items)-1-len(n.Items)/8)
+		case n.Silence != nil:
+			n.Silence = nil
+		default:
 			return body, nil
 		}
 	}
 }
 
-// compose writes the text in about so many bytes.
-func compose(n notice.Notice, most int) string {
-	const (
-		frame   = 1200 // title, counts and footer
-		minItem = 400
-	)
-	room := max(most-frame, minItem)
-	items, more := n.Items, n.More
-	if fits := max(room/minItem, 1); len(items) > fits {
-		more += len(items) - fits
-		items = items[:fits]
+// spoken is a notice that has words.
+func spoken(n notice.Notice) notice.Notice {
+	if n.Words.Code == "" {
+		n.Words = notice.English()
 	}
-	parts := []string{"### " + icon(n.Status) + " " + safe(n.Title, 300)}
-	for _, it := range items {
-		parts = append(parts, describe(it, room/len(items))...)
-	}
-	if more > 0 {
-		parts = append(parts, fmt.Sprintf("… and **%d more**.", more))
-	}
-	if n.Truncated > 0 {
-		parts = append(parts, fmt.Sprintf("⚠️ Alertmanager left out **%d more** (max_alerts); their state is unknown.", n.Truncated))
-	}
-	if n.Footer != "" {
-		parts = append(parts, "---", safe(n.Footer, 400))
-	}
-	return strings.Join(parts, "\n\n")
+	return n
 }
 
-func icon(s notice.Status) string {
-	switch s {
-	case notice.Firing:
-		return "🔴"
-	case notice.Resolved:
-		return "✅"
+// without leaves out and counts the items from one on.
+func without(n notice.Notice, from int) notice.Notice {
+	for _, it := range n.Items[from:] {
+		n.More += max(it.Count, 1)
 	}
-	return "🟡"
+	n.Items = n.Items[:from]
+	return n
 }
 
-// describe is one alert in about so many bytes.
-func describe(it notice.Item, most int) []string {
-	state := icon(notice.Resolved)
-	if it.Firing {
-		state = icon(notice.Firing)
+// marshal makes the message with items of at most so many bytes each.
+func (s *Sender) marshal(n notice.Notice, each int) ([]byte, error) {
+	title := safe(n.Title, 200)
+	if title == "" {
+		title = "Lifeboat" // the robot refuses a message without one
 	}
-	link := runbook(it, most/2)
-	most = max(most-len(link), 100)
-	parts := []string{"**" + state + " " + safe(it.Summary, most/3) + "**"}
-	if it.Description != "" {
-		parts = append(parts, quote(it.Description, most/3))
+	who := mentioned(n.Mentions)
+	p := payload{MsgType: "markdown", At: who}
+	if buttons := s.buttons(n); who == nil && len(buttons) > 0 {
+		p.MsgType = "actionCard"
+		p.ActionCard = &card{Title: title, Text: compose(n, who, each, false), Orientation: "0", Buttons: buttons}
+	} else {
+		p.Markdown = &markdown{Title: title, Text: compose(n, who, each, true)}
 	}
-	var facts []string
-	if !it.Starts.IsZero() {
-		facts = append(facts, "since "+stamp(it.Starts))
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(p); err != nil {
+		return nil, fmt.Errorf("encoding the message: %w", err)
 	}
-	if !it.Ends.IsZero() {
-		facts = append(facts, "ended "+stamp(it.Ends))
-	}
-	for _, l := range it.Labels {
-		facts = append(facts, safe(l.Name, 60)+"="+safe(l.Value, 200))
-	}
-	if len(facts) > 0 {
-		parts = append(parts, cut(strings.Join(facts, " · "), most/3))
-	}
-	return append(parts, link)
+	return bytes.TrimSpace(b.Bytes()), nil
 }
 
-// runbook is the line below every alert: the link, or in plain sight that there is none.
-func runbook(it notice.Item, most int) string {
-	switch {
-	case it.Runbook == "":
-		return "⚠️ **No runbook.** This alert has no runbook_url."
-	case len(it.Runbook) > most:
-		return "⚠️ **No runbook link.** The alert's runbook_url is too long for a message."
+// buttons are those of a card; none for markdown.
+func (s *Sender) buttons(n notice.Notice) []button {
+	if s.o.Style != StyleActionCard {
+		return nil
 	}
-	// The characters that could end the link's target.
-	link := strings.NewReplacer("(", "%28", ")", "%29", "<", "%3C", ">", "%3E", " ", "%20", `\`, "%5C").Replace(it.Runbook)
-	return "📕 **Runbook:** [" + safe(it.Name+" runbook", 100) + "](" + link + ")"
-}
-
-// quote is a text of several lines as a block quotation.
-func quote(s string, most int) string {
-	var lines []string
-	for l := range strings.Lines(cut(s, most)) {
-		if l = escape(line(l)); l != "" {
-			lines = append(lines, "> "+l)
+	var silence, runbooks []button
+	if n.Silence != nil {
+		for _, l := range n.Silence.Links[:min(len(n.Silence.Links), maxButtons-1)] {
+			if u := target(l.URL); u != "" {
+				silence = append(silence, button{safe(l.Label, 60), u})
+			}
 		}
 	}
-	// Two spaces before the newline keep the lines apart.
-	return cut(strings.Join(lines, "  \n"), most)
+	for _, it := range n.Items {
+		u := target(it.Runbook)
+		known := slices.ContainsFunc(runbooks, func(b button) bool { return b.URL == u })
+		if u == "" || known || it.RunbookDead != "" || len(u) > maxButtonURL || len(silence)+len(runbooks) >= maxButtons {
+			continue
+		}
+		runbooks = append(runbooks, button{safe(n.Words.Runbook+" "+it.Name, 60), u})
+	}
+	if len(runbooks) == 1 {
+		runbooks[0].Title = n.Words.Runbook
+	}
+	return append(runbooks[:min(len(runbooks), maxRunbookButtons)], silence...)
 }
 
-func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
-
-func line(s string) string { return strings.Join(strings.Fields(s), " ") }
-
-var (
-	edgeUnderscore = regexp.MustCompile(`(^|[^\pL\pN_])_+|_+($|[^\pL\pN_])`)
-	numbered       = regexp.MustCompile(`^(\d+)([.)])(\s|$)`)
+// The buttons for runbooks, which stand in the text as well.
+const (
+	maxRunbookButtons = 2
+	maxButtonURL      = 500
 )
 
-// safe is one harmless line of at most so many bytes. It is cut before, too: the work shall not grow with what an alert
-// holds.
-func safe(s string, most int) string { return cut(escape(line(cut(s, most))), most) }
-
-// escape makes one line of text harmless in any markdown renderer: DingTalk does not say which backslash escapes it
-// knows, so what has a meaning is replaced by its full-width form, which every reader of Chinese knows.
-func escape(s string) string {
-	s = strings.NewReplacer(
-		`\`, "＼", "*", "＊", "`", "｀", "[", "［", "]", "］", "<", "＜", ">", "＞", "@", "＠", "&", "＆", "~", "～",
-		"|", "｜", "!", "！",
-	).Replace(s)
-	// An underscore within a word is text in every dialect, and common in names; at a word's edge it is emphasis.
-	s = edgeUnderscore.ReplaceAllStringFunc(s, func(m string) string {
-		return strings.ReplaceAll(m, "_", "＿")
-	})
-	// A heading, list or rule begins a line.
-	if s == "" {
-		return s
+// mentioned says whom DingTalk is to mention; nil for nobody. Names that mean something to another chat only are left out.
+func mentioned(names []string) *at {
+	a, size := &at{}, 0
+	for _, name := range names {
+		list := &a.Mobiles
+		id, isUser := strings.CutPrefix(name, "user:")
+		switch {
+		case name == "all":
+			a.All = true
+			continue
+		case isUser:
+			list = &a.Users
+		case name != "" && strings.Trim(name, "+-0123456789") == "":
+			id = mobile(name)
+		default:
+			continue
+		}
+		if size += 2*len(id) + len(`"",@ `); id == "" || slices.Contains(*list, id) || size > maxMentions {
+			continue
+		}
+		*list = append(*list, id)
 	}
-	if wide, ok := map[byte]string{'#': "＃", '-': "－", '+': "＋", '=': "＝"}[s[0]]; ok {
-		return wide + s[1:]
+	if !a.All && len(a.Mobiles)+len(a.Users) == 0 {
+		return nil
 	}
-	return numbered.ReplaceAllString(s, "${1}．$3")
+	return a
 }
 
-// cut shortens a text to so many bytes, at a character.
-func cut(s string, most int) string {
-	const ellipsis = "…"
-	if len(s) <= most {
-		return s
+// mobile is a number as DingTalk has it: without the country's code in mainland China, else "+852-...".
+func mobile(s string) string {
+	for _, code := range []string{"+86-", "+86", "86-"} {
+		if rest, ok := strings.CutPrefix(s, code); ok {
+			return strings.ReplaceAll(rest, "-", "")
+		}
 	}
-	n := max(most-len(ellipsis), 0)
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
+	return s
+}
+
+// text is how the names stand in a message.
+func (a *at) text() string {
+	if a == nil {
+		return ""
 	}
-	return s[:n] + ellipsis
+	names := make([]string, 0, len(a.Mobiles)+len(a.Users))
+	for _, id := range slices.Concat(a.Mobiles, a.Users) {
+		names = append(names, "@"+id)
+	}
+	return strings.Join(names, " ")
+}
+
+// jsonSize is how many bytes a text takes between the quotes of a JSON string, as encoding/json writes it without escaping HTML.
+func jsonSize(s string) int {
+	size := 0
+	for i := 0; i < len(s); {
+		r, n := utf8.DecodeRuneInString(s[i:])
+		size += runeSize(r, n)
+		i += n
+	}
+	return size
+}
+
+func runeSize(r rune, n int) int {
+	switch {
+	case r == '"', r == '\\', r == '\n', r == '\r', r == '\t', r == '\b', r == '\f':
+		return 2
+	case r < ' ', r == '\u2028', r == '\u2029', r == utf8.RuneError && n == 1:
+		return len(`\u0000`)
+	}
+	return n
 }

@@ -1,26 +1,22 @@
-// Package slack delivers notices to a Slack incoming webhook.
+// Package slack delivers notices to Slack, by an incoming webhook or as a bot.
+//
+// A webhook can only post. A bot (scope chat:write) keeps one message for each group of alerts: it is posted when the group begins,
+// and edited as the group changes, so that the channel shows what is red now; the thread below it says what changed when, with
+// everything that is known. An edit notifies nobody, so what begins to fire in a group that has a message is shown in the channel
+// as well, by a reply that is broadcast.
 package slack
 
 import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
-	"strconv"
 	"time"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/notice"
-)
-
-const (
-	// defaultPause is for a throttled request that does not say how long.
-	defaultPause = 30 * time.Second
-	// maxPause bounds what an answer can make us wait.
-	maxPause = time.Hour
 )
 
 // Poster sends a JSON body to an address that is a secret. Its errors are worth another attempt and do not hold the
@@ -29,100 +25,106 @@ type Poster interface {
 	Post(ctx context.Context, address string, body []byte) (status int, header http.Header, answer []byte, err error)
 }
 
-// Sender delivers to one webhook.
+// Options of a Sender. Either WebhookURL with Poster is set, or BotToken with Channel.
+type Options struct {
+	// Receiver is the receiver's name. A button's value holds it, so that who presses it can be traced back.
+	Receiver string
+	// WebhookURL and BotToken are asked before each attempt, so that the secret may be changed.
+	WebhookURL func() (string, error)
+	BotToken   func() (string, error)
+	// Channel that the bot posts into, by id.
+	Channel string
+	// APIURL is where the Web API is; https://slack.com/api/ when empty.
+	APIURL string
+	Poster Poster
+	// HTTP is the bot's client; one that keeps no connections when nil. Redirects are not followed.
+	HTTP *http.Client
+	// Now is the clock; time.Now when nil.
+	Now func() time.Time
+}
+
+// Sender delivers to one webhook or channel. It is safe for concurrent use.
 type Sender struct {
-	address func() (string, error)
-	poster  Poster
+	o    Options
+	http *http.Client
 }
 
-// New makes a sender. address is asked before each attempt, so that the webhook may be changed.
-func New(address func() (string, error), poster Poster) *Sender {
-	return &Sender{address: address, poster: poster}
-}
-
-// Key implements deliver.Sender.
-func (s *Sender) Key() (string, error) {
-	address, err := s.address()
-	if err != nil {
-		return "", fmt.Errorf("reading the webhook's URL: %w", err)
+// New makes a sender.
+func New(o Options) *Sender {
+	if o.Now == nil {
+		o.Now = time.Now
 	}
-	sum := sha256.Sum256([]byte(address))
+	if o.APIURL == "" {
+		o.APIURL = defaultAPI
+	}
+	return &Sender{o: o, http: guarded(o.HTTP)}
+}
+
+// Key implements deliver.Sender. What Slack limits is the channel; a webhook stands for its own.
+func (s *Sender) Key() (string, error) {
+	secret, where, err := s.secret()
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256([]byte(secret))
+	if where != "" {
+		sum = sha256.Sum256([]byte(hex.EncodeToString(sum[:]) + "\n" + where))
+	}
 	return "slack-" + hex.EncodeToString(sum[:8]), nil
 }
 
-// Split implements deliver.Sender.
-func (s *Sender) Split(n notice.Notice) []notice.Notice { return []notice.Notice{n} }
-
-// Send implements deliver.Sender.
-func (s *Sender) Send(ctx context.Context, n notice.Notice, _ notice.Ref, take notice.Take) (notice.Ref, error) {
-	if err := take(ctx, notice.Post); err != nil {
-		return notice.Ref{}, err
+// secret is the webhook's URL, or the bot's token and where it posts.
+func (s *Sender) secret() (secret, where string, err error) {
+	switch {
+	case s.o.WebhookURL != nil:
+		if secret, err = s.o.WebhookURL(); err != nil {
+			return "", "", fmt.Errorf("reading the webhook's URL: %w", err)
+		}
+		return secret, "", nil
+	case s.o.BotToken != nil:
+		if secret, err = s.o.BotToken(); err != nil {
+			return "", "", fmt.Errorf("reading the bot's token: %w", err)
+		}
+		return secret, s.o.Channel, nil
 	}
-	return notice.Ref{}, s.post(ctx, n)
+	return "", "", errors.New("the receiver has neither a webhook nor a bot")
 }
 
-// post delivers a notice. An error is bus.Terminal when no further attempt can help, bus.RetryAfter when Slack said how
-// long to wait, and else worth another attempt soon.
-func (s *Sender) post(ctx context.Context, n notice.Notice) error {
-	body, err := Encode(n)
+// Send implements deliver.Sender.
+func (s *Sender) Send(ctx context.Context, n notice.Notice, before notice.Ref, take notice.Take) (notice.Ref, error) {
+	if s.o.BotToken != nil && s.o.WebhookURL == nil {
+		return s.sendBot(ctx, n, before, take)
+	}
+	return notice.Ref{}, s.sendWebhook(ctx, n, take)
+}
+
+// sendWebhook posts a notice. When Slack does not take its form, it posts a plain one of the same.
+func (s *Sender) sendWebhook(ctx context.Context, n notice.Notice, take notice.Take) error {
+	err := s.post(ctx, compose(n, s.o.Receiver), take)
+	if !errors.Is(err, errForm) {
+		return err
+	}
+	if again := s.post(ctx, plainForm(n), take); again != nil {
+		return fmt.Errorf("%w (first, in its full form: %w)", again, err)
+	}
+	return nil
+}
+
+func (s *Sender) post(ctx context.Context, m message, take notice.Take) error {
+	if err := take(ctx, notice.Post); err != nil {
+		return err
+	}
+	body, err := m.encode()
 	if err != nil {
 		return bus.Terminal("slack_encode", err)
 	}
-	address, err := s.address()
+	address, _, err := s.secret()
 	if err != nil {
-		return fmt.Errorf("reading the webhook's URL: %w", err)
+		return err
 	}
-	status, header, answer, err := s.poster.Post(ctx, address, body)
+	status, header, answer, err := s.o.Poster.Post(ctx, address, body)
 	if err != nil {
 		return fmt.Errorf("sending to Slack: %w", err)
 	}
 	return classify(status, header, answer)
-}
-
-// classify says what an answer means (docs.slack.dev, "Sending messages using incoming webhooks").
-func classify(status int, header http.Header, answer []byte) error {
-	word := errorWord(answer)
-	if status == http.StatusOK && word == "" {
-		return nil
-	}
-	err := fmt.Errorf("slack answered %d %s", status, word)
-	switch {
-	case status == http.StatusTooManyRequests, word == "ratelimited", word == "rate_limited":
-		return bus.RetryAfter(pause(header), err)
-	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout,
-		word == "internal_error", word == "fatal_error":
-		return err
-	}
-	return bus.Terminal("slack_"+strconv.Itoa(status), err)
-}
-
-// errorWord is Slack's word for what is wrong; empty for success. Anything that is not such a word, as a proxy's page, is
-// not repeated: it may hold the address.
-func errorWord(answer []byte) string {
-	var api struct {
-		OK    *bool  `json:"ok"`
-		Error string `json:"error"`
-	}
-	word := string(answer)
-	if err := json.Unmarshal(answer, &api); err == nil && api.OK != nil {
-		if *api.OK {
-			return ""
-		}
-		word = api.Error
-	}
-	if word == "ok" {
-		return ""
-	}
-	if !regexp.MustCompile(`^[a-z][a-z0-9_]{0,60}$`).MatchString(word) {
-		return "with no known error word"
-	}
-	return word
-}
-
-func pause(header http.Header) time.Duration {
-	s, err := strconv.Atoi(header.Get("Retry-After"))
-	if err != nil || s < 0 {
-		return defaultPause
-	}
-	return min(max(time.Duration(s)*time.Second, time.Second), maxPause)
 }

@@ -2,10 +2,8 @@ package slack_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -24,99 +22,47 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func example(text string, items int) notice.Notice {
-	n := notice.Notice{Status: notice.Firing, Title: text, More: 3, Truncated: 2, Footer: text}
-	for range items {
-		n.Items = append(n.Items, notice.Item{
-			Firing: true, Name: text, Summary: text, Description: text, Starts: time.Unix(1, 0), Ends: time.Unix(2, 0),
-			Labels:  []notice.Label{{Name: text, Value: text}, {Name: "target", Value: "etcd-prod"}},
-			Runbook: "https://rb.example.com/a|b>c",
-		})
-	}
-	return n
+// calls counts what was taken from the budget.
+type calls struct {
+	taken []notice.Call
+	// refuse the n-th call, counted from 1.
+	refuse int
 }
 
-func sender(t *testing.T) (*slack.Sender, *chattest.Server) {
+var errNoRoom = errors.New("no room now")
+
+func (c *calls) take(_ context.Context, call notice.Call) error {
+	if c.taken = append(c.taken, call); len(c.taken) == c.refuse {
+		return errNoRoom
+	}
+	return nil
+}
+
+func free(context.Context, notice.Call) error { return nil }
+
+func hook(t *testing.T, o chattest.Options) (*slack.Sender, *chattest.Server) {
 	t.Helper()
-	chat := chattest.NewWith(t, chattest.Options{SlackPerSecond: 1e6, SlackBurst: 1e6})
+	chat := chattest.NewWith(t, o)
 	client := webhook.New()
 	t.Cleanup(client.Close)
-	return slack.New(func() (string, error) { return chat.SlackURL(), nil }, client), chat
+	return slack.New(slack.Options{
+		Receiver: "ops", WebhookURL: func() (string, error) { return chat.SlackURL(), nil }, Poster: client,
+	}), chat
 }
 
-// hostile texts try to mention, link, mark up, and to exceed what Slack takes.
-func hostile() []string {
-	return []string{
-		"plain", "<!channel> <@U123> @here", "<https://evil.example|Runbook>", "a & b < c > d &lt;!channel&gt;",
-		"*bold* _it_ `code` ~s~\n> quote", strings.Repeat("x", 50_000), strings.Repeat("&", 50_000),
-		strings.Repeat("🔴", 20_000), strings.Repeat("钉", 20_000), strings.Repeat("a\n", 10_000), "\x00\x1b[31m", "|>",
-	}
-}
-
-func TestEveryTextIsAcceptedAndForgesNothing(t *testing.T) {
-	t.Parallel()
-	s, chat := sender(t)
-	for _, text := range hostile() {
-		for _, items := range []int{1, 15} {
-			require.NoError(t, s.Send(t.Context(), example(text, items)), "%.20q", text)
-			ms := chat.Messages()
-			m := ms[len(ms)-1]
-			var p struct {
-				Text   string
-				Blocks []struct{ Text struct{ Type, Text string } }
-			}
-			require.NoError(t, json.Unmarshal(m.Raw, &p))
-			for _, b := range p.Blocks {
-				if b.Text.Type == "mrkdwn" {
-					// The only angle brackets are those of the runbook's link.
-					assert.LessOrEqual(t, strings.Count(b.Text.Text, "<"), 1, "%.20q", text)
-					assert.NotContains(t, b.Text.Text, "<!", "%.20q", text)
-				} else {
-					assert.NotContains(t, b.Text.Text, "<", "%.20q", text)
-				}
-			}
-			assert.NotContains(t, p.Text, "<")
-			assert.Equal(t, items, strings.Count(m.Text, "*Runbook:*"), "every alert keeps its runbook: %.20q", text)
-		}
-	}
-	assert.NotContains(t, page(t, chat), `class="mention">`)
-}
-
-func page(t *testing.T, chat *chattest.Server) string {
+func last(t *testing.T, chat *chattest.Server) chattest.Message {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, chat.PageURL()+"columns", nil)
-	require.NoError(t, err)
-	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
-	require.NoError(t, err)
-	defer func() { _ = resp.Body.Close() }()
-	b, err := io.ReadAll(resp.Body)
-	require.NoError(t, err)
-	return string(b)
+	ms := chat.Messages()
+	require.NotEmpty(t, ms)
+	return ms[len(ms)-1]
 }
 
-func TestNoRunbookIsSaid(t *testing.T) {
-	t.Parallel()
-	n := example("A", 1)
-	n.Items[0].Runbook = ""
-	b, err := slack.Encode(n)
-	require.NoError(t, err)
-	assert.Contains(t, string(b), "No runbook")
-	assert.Contains(t, string(b), "and *3 more*")
+// answers is a poster that gives one answer after another, and the last one for ever.
+type answers struct {
+	all  []answer
+	sent []string
 }
 
-func FuzzEncode(f *testing.F) {
-	for _, text := range hostile() {
-		f.Add(text, 3)
-	}
-	f.Fuzz(func(t *testing.T, text string, items int) {
-		n := example(text, min(max(items, 0), 15))
-		body, err := slack.Encode(n)
-		require.NoError(t, err)
-		require.Empty(t, chattest.CheckSlack(body))
-	})
-}
-
-// answer is a poster that gives one answer.
 type answer struct {
 	status int
 	header http.Header
@@ -124,41 +70,59 @@ type answer struct {
 	err    error
 }
 
-func (a answer) Post(context.Context, string, []byte) (int, http.Header, []byte, error) {
-	return a.status, a.header, []byte(a.body), a.err
+func (a *answers) Post(_ context.Context, _ string, body []byte) (int, http.Header, []byte, error) {
+	now := a.all[min(len(a.sent), len(a.all)-1)]
+	a.sent = append(a.sent, string(body))
+	return now.status, now.header, []byte(now.body), now.err
 }
 
-func TestAnswersAreClassified(t *testing.T) {
+const secretURL = "https://hooks.example/services/T1/B1/secret"
+
+func TestAWebhooksAnswersAreClassified(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		answer answer
-		want   string // "", retry, terminal, or a delay
+		want   string // "", retry, terminal with its reason, or a delay
+		posts  int
 	}{
-		"ok":                 {answer{status: 200, body: "ok"}, ""},
-		"ok as JSON":         {answer{status: 200, body: `{"ok":true}`}, ""},
-		"429":                {answer{status: 429, header: http.Header{"Retry-After": {"7"}}, body: "rate_limited"}, "7s"},
-		"429 without a time": {answer{status: 429}, "30s"},
-		"429 for ever":       {answer{status: 429, header: http.Header{"Retry-After": {"999999"}}}, "1h0m0s"},
-		"ratelimited as 200": {answer{status: 200, body: `{"ok":false,"error":"ratelimited"}`}, "30s"},
-		"internal_error":     {answer{status: 200, body: `{"ok":false,"error":"internal_error"}`}, "retry"},
-		"fatal_error":        {answer{status: 200, body: `{"ok":false,"error":"fatal_error"}`}, "retry"},
-		"500":                {answer{status: 500, body: "<html>"}, "retry"},
-		"503":                {answer{status: 503, body: "rollup_error"}, "retry"},
-		"network":            {answer{err: errors.New("connection refused")}, "retry"},
-		"invalid_payload":    {answer{status: 400, body: "invalid_payload"}, "terminal"},
-		"invalid_token":      {answer{status: 403, body: "invalid_token"}, "terminal"},
-		"action_prohibited":  {answer{status: 403, body: "action_prohibited"}, "terminal"},
-		"no channel":         {answer{status: 404, body: "channel_not_found"}, "terminal"},
-		"archived":           {answer{status: 410, body: "channel_is_archived"}, "terminal"},
-		"other error":        {answer{status: 200, body: `{"ok":false,"error":"no_text"}`}, "terminal"},
-		"redirect":           {answer{status: 302, body: "https://hooks.slack.com/services/secret"}, "terminal"},
+		"ok":                 {answer{status: 200, body: "ok"}, "", 1},
+		"ok as JSON":         {answer{status: 200, body: `{"ok":true}`}, "", 1},
+		"429":                {answer{status: 429, header: http.Header{"Retry-After": {"7"}}, body: "rate_limited"}, "7s", 1},
+		"429 without a time": {answer{status: 429}, "30s", 1},
+		"429 for ever":       {answer{status: 429, header: http.Header{"Retry-After": {"999999"}}}, "1h0m0s", 1},
+		"429 at once":        {answer{status: 429, header: http.Header{"Retry-After": {"0"}}}, "1s", 1},
+		"ratelimited as 200": {answer{status: 200, body: `{"ok":false,"error":"ratelimited"}`}, "30s", 1},
+		"internal_error":     {answer{status: 200, body: `{"ok":false,"error":"internal_error"}`}, "retry", 1},
+		"fatal_error":        {answer{status: 200, body: `{"ok":false,"error":"fatal_error"}`}, "retry", 1},
+		"500":                {answer{status: 500, body: "<html>"}, "retry", 1},
+		"500 with a word":    {answer{status: 500, body: "invalid_token"}, "retry", 1},
+		"503":                {answer{status: 503, body: "rollup_error"}, "retry", 1},
+		"408":                {answer{status: 408}, "retry", 1},
+		"network":            {answer{err: errors.New("connection refused")}, "retry", 1},
+		"invalid_token":      {answer{status: 403, body: "invalid_token"}, "5m0s", 1},
+		"no_service":         {answer{status: 404, body: "no_service"}, "5m0s", 1},
+		"no_active_hooks":    {answer{status: 404, body: "no_active_hooks"}, "5m0s", 1},
+		"action_prohibited":  {answer{status: 403, body: "action_prohibited"}, "terminal slack_action_prohibited", 1},
+		"no channel":         {answer{status: 404, body: "channel_not_found"}, "terminal slack_channel_not_found", 1},
+		"archived":           {answer{status: 410, body: "channel_is_archived"}, "terminal slack_channel_is_archived", 1},
+		"404 of a proxy":     {answer{status: 404, body: "no such page"}, "terminal slack_404", 1},
+		"redirect":           {answer{status: 302, body: secretURL}, "terminal slack_302", 1},
+		// The form is tried twice: in full, and plainly.
+		"invalid_payload": {answer{status: 400, body: "invalid_payload"}, "terminal slack_invalid_payload", 2},
+		"invalid_blocks":  {answer{status: 400, body: "invalid_blocks"}, "terminal slack_invalid_blocks", 2},
+		"no_text":         {answer{status: 200, body: `{"ok":false,"error":"no_text"}`}, "terminal slack_no_text", 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := slack.New(func() (string, error) { return "https://x", nil }, c.answer)
-			err := s.Send(t.Context(), example("A", 1))
+			poster, counted := &answers{all: []answer{c.answer}}, &calls{}
+			s := slack.New(slack.Options{WebhookURL: func() (string, error) { return secretURL, nil }, Poster: poster})
+			_, err := s.Send(t.Context(), example("A", 1), notice.Ref{}, counted.take)
 			assert.Equal(t, c.want, kind(err))
 			assert.NotContains(t, fmt.Sprint(err), "secret")
+			assert.Len(t, poster.sent, c.posts)
+			assert.Len(t, counted.taken, c.posts, "every request is taken from the budget")
+			throttled := c.answer.status == 429 || strings.Contains(c.answer.body, "ratelimited")
+			assert.Equal(t, throttled, errors.Is(err, notice.ErrThrottled))
 		})
 	}
 }
@@ -168,11 +132,76 @@ func kind(err error) string {
 	if err == nil {
 		return ""
 	}
-	if _, ok := bus.TerminalReason(err); ok {
-		return "terminal"
+	if reason, ok := bus.TerminalReason(err); ok {
+		return "terminal " + reason
 	}
 	if after, ok := bus.RetryDelay(err); ok {
 		return after.String()
 	}
 	return "retry"
+}
+
+func TestAnAlertIsNotLostByItsForm(t *testing.T) {
+	t.Parallel()
+	poster := &answers{all: []answer{{status: 400, body: "invalid_blocks"}, {status: 200, body: "ok"}}}
+	s := slack.New(slack.Options{WebhookURL: func() (string, error) { return secretURL, nil }, Poster: poster})
+	n := example("EtcdNoLeader", 2)
+	n.Mentions = []string{"here"}
+	_, err := s.Send(t.Context(), n, notice.Ref{}, free)
+	require.NoError(t, err)
+	require.Len(t, poster.sent, 2)
+	plain := poster.sent[1]
+	assert.NotContains(t, plain, `"blocks"`)
+	assert.NotContains(t, plain, `"attachments"`)
+	for _, want := range []string{"EtcdNoLeader", `\u003c!here\u003e`, "rb.example.com", "and 3 more"} {
+		assert.Contains(t, plain, want)
+	}
+}
+
+func TestNothingIsSentWithoutRoom(t *testing.T) {
+	t.Parallel()
+	s, chat := hook(t, chattest.Options{})
+	_, err := s.Send(t.Context(), example("A", 1), notice.Ref{}, (&calls{refuse: 1}).take)
+	require.ErrorIs(t, err, errNoRoom)
+	assert.Empty(t, chat.Messages())
+}
+
+func TestKeysAreOfTheWebhookOrTheChannel(t *testing.T) {
+	t.Parallel()
+	key := func(o slack.Options) string {
+		k, err := slack.New(o).Key()
+		require.NoError(t, err)
+		assert.Regexp(t, `^slack-[0-9a-f]{16}$`, k)
+		return k
+	}
+	is := func(s string) func() (string, error) { return func() (string, error) { return s, nil } }
+	a := key(slack.Options{WebhookURL: is(secretURL)})
+	assert.Equal(t, a, key(slack.Options{WebhookURL: is(secretURL), Receiver: "another"}), "receivers share a webhook's budget")
+	assert.NotEqual(t, a, key(slack.Options{WebhookURL: is(secretURL + "2")}))
+	b := key(slack.Options{BotToken: is("xoxb-1"), Channel: "C1"})
+	assert.Equal(t, b, key(slack.Options{BotToken: is("xoxb-1"), Channel: "C1"}))
+	assert.NotEqual(t, b, key(slack.Options{BotToken: is("xoxb-1"), Channel: "C2"}), "the limit is the channel's")
+	assert.NotEqual(t, b, key(slack.Options{BotToken: is("xoxb-2"), Channel: "C1"}))
+	broken := slack.New(slack.Options{BotToken: func() (string, error) { return "", errors.New("no such file") }})
+	_, err := broken.Key()
+	require.ErrorContains(t, err, "reading the bot's token: no such file")
+	_, err = slack.New(slack.Options{}).Key()
+	require.ErrorContains(t, err, "neither a webhook nor a bot")
+}
+
+// example is a notice whose every text is the same.
+func example(text string, items int) notice.Notice {
+	n := notice.Notice{
+		Status: notice.Firing, Title: text, Severity: "critical", More: 3, Truncated: 2, Footer: text, Late: text, Words: notice.English(),
+		Silence: &notice.Silence{Matchers: map[string]string{"alertname": text}, Comment: text, Buttons: true},
+	}
+	for range items {
+		n.Items = append(n.Items, notice.Item{
+			Firing: true, Name: text, Summary: text, Description: text, Starts: time.Unix(1, 0), Note: text,
+			Labels:  []notice.Label{{Name: text, Value: text}, {Name: "target", Value: "etcd-prod"}},
+			Runbook: "https://rb.example.com/a|b>c", RunbookDead: text,
+			Steps: []notice.Step{{Text: "Look at it."}, {Text: "echo mend", Code: true}},
+		})
+	}
+	return n
 }

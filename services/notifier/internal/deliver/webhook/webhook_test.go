@@ -1,15 +1,23 @@
 package webhook_test
 
 import (
+	"bufio"
+	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver/webhook"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestErrorsDoNotHoldTheAddress(t *testing.T) {
 	t.Parallel()
@@ -38,4 +46,56 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusTemporaryRedirect, status)
 	assert.False(t, followed)
+}
+
+func TestAnEchoOfTheAddressIsNotRepeated(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	var wg sync.WaitGroup
+	t.Cleanup(func() { assert.NoError(t, ln.Close()); wg.Wait() })
+	wg.Go(func() {
+		for {
+			conn, closed := ln.Accept()
+			if closed != nil {
+				return
+			}
+			line, _ := bufio.NewReader(conn).ReadString('\n')
+			_, _ = fmt.Fprintf(conn, "what do you mean by %s", line)
+			_ = conn.Close()
+		}
+	})
+	c := webhook.New()
+	t.Cleanup(c.Close)
+	for _, path := range []string{"/robot/send?access_token=s3cret-token", "/services/T123/s3cret-token"} {
+		_, _, _, err = c.Post(t.Context(), "http://"+ln.Addr().String()+path, []byte("{}"))
+		require.ErrorContains(t, err, "posting to the webhook")
+		assert.NotContains(t, err.Error(), "s3cret")
+	}
+}
+
+func TestConnectionsAreKept(t *testing.T) {
+	t.Parallel()
+	var opened atomic.Int64
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok")) }))
+	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			opened.Add(1)
+		}
+	}
+	srv.Start()
+	t.Cleanup(srv.Close)
+	c := webhook.New()
+	t.Cleanup(c.Close)
+	for range 20 {
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				status, _, answer, err := c.Post(t.Context(), srv.URL, []byte("{}"))
+				assert.Equal(t, fmt.Sprint(http.StatusOK, " ok ", nil), fmt.Sprint(status, " ", string(answer), " ", err))
+			})
+		}
+		wg.Wait()
+	}
+	assert.LessOrEqual(t, opened.Load(), int64(24), "160 messages of 8 at a time")
 }

@@ -1,0 +1,90 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"regexp"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/render"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/route"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/web"
+)
+
+// Check looks for what the configuration's own check cannot see: routes that no alert reaches, receivers that nothing names,
+// templates that cannot be parsed, web configurations that would not serve, and files that are missing. It reads files, but no
+// secrets. What may be right on the notifier's own host, and what may be meant, is a warning; the rest is a mistake, though the
+// services run with it.
+func Check(cfg *config.Config) []config.Finding {
+	n := cfg.Notifier
+	found := route.Check(n)
+	found = append(found, templates(n)...)
+	found = append(found, served("notifier.web_config_file", web.CheckWebhooks(n.WebConfigFile, n.BearerTokensFile != ""))...)
+	found = append(found, served("notifier.interactions.web_config_file", web.Check(n.Interactions.WebConfigFile))...)
+	return append(found, pagesDir(n.Runbooks.PagesDir)...)
+}
+
+// templates that cannot be parsed. The renderer's errors begin with the key that they are about.
+func templates(n config.Notifier) []config.Finding {
+	_, err := render.New(n)
+	var found []config.Finding
+	for _, e := range joined(err) {
+		f := config.Finding{Key: "notifier.receivers", Message: e.Error()}
+		if key := keyInFront.FindStringSubmatch(f.Message); key != nil {
+			f.Key, f.Message = key[1], key[2]
+		}
+		found = append(found, f)
+	}
+	return found
+}
+
+var keyInFront = regexp.MustCompile(`(?s)^(notifier[a-z_.\[\]0-9]+):? (.*)$`)
+
+// joined are the errors that were joined.
+func joined(err error) []error {
+	tree, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		if err == nil {
+			return nil
+		}
+		return []error{err}
+	}
+	var all []error
+	for _, e := range tree.Unwrap() {
+		all = append(all, joined(e)...)
+	}
+	return all
+}
+
+// served is what is wrong with a web configuration.
+func served(key string, err error) []config.Finding {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return []config.Finding{{Key: key, Warning: true, Message: fmt.Sprintf("%v; is it on the notifier's host only?", err)}}
+	}
+	return []config.Finding{{Key: key, Message: err.Error()}}
+}
+
+// pagesDir is a warning when the folder of runbooks is missing.
+func pagesDir(dir string) []config.Finding {
+	if dir == "" {
+		return nil
+	}
+	var why string
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		why = fmt.Sprintf("there is no folder %s here; without it no message has the first steps of a runbook", dir)
+	case err != nil:
+		why = fmt.Sprintf("cannot be read here: %v", err)
+	case !info.IsDir():
+		why = dir + " is not a folder"
+	default:
+		return nil
+	}
+	return []config.Finding{{Key: "notifier.runbooks.pages_dir", Warning: true, Message: why}}
+}

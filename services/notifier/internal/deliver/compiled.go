@@ -1,0 +1,63 @@
+package deliver
+
+import (
+	"fmt"
+	"log/slog"
+	"reflect"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/render"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/route"
+)
+
+// compiled is what is made of one configuration: it costs more than a delivery.
+type compiled struct {
+	cfg       *config.Config
+	tree      *route.Tree
+	renderer  *render.Renderer
+	receivers map[string]config.Receiver
+	senders   map[string]Sender
+}
+
+// current is what the configuration in force means. It is made anew when that is another one; senders whose receiver has not
+// changed stay.
+func (d *Deliverer) current() (*compiled, error) {
+	cfg := d.o.Config()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.compiled != nil && d.compiled.cfg == cfg {
+		return d.compiled, nil
+	}
+	tree, err := route.Compile(cfg.Notifier)
+	if err != nil {
+		return nil, fmt.Errorf("compiling routes: %w", err)
+	}
+	renderer, err := render.New(cfg.Notifier)
+	if err != nil {
+		// An alert is not kept back for its form: who has a broken template gets the default message.
+		d.o.Logger.Error("a receiver's template is broken; it gets the default message", slog.Any("err", err))
+	}
+	c := &compiled{cfg: cfg, tree: tree, renderer: renderer, receivers: map[string]config.Receiver{}, senders: map[string]Sender{}}
+	for _, r := range cfg.Notifier.Receivers {
+		c.receivers[r.Name] = r
+		if old := d.compiled; old != nil && reflect.DeepEqual(old.receivers[r.Name], r) && old.senders[r.Name] != nil {
+			c.senders[r.Name] = old.senders[r.Name]
+			continue
+		}
+		if c.senders[r.Name], err = d.o.Sender(r); err != nil {
+			return nil, fmt.Errorf("preparing receiver %s: %w", r.Name, err)
+		}
+	}
+	d.compiled = c
+	return c, nil
+}
+
+// receiver is the one with a name, and its sender.
+func (c *compiled) receiver(name string) (config.Receiver, Sender, error) {
+	r, ok := c.receivers[name]
+	if !ok {
+		return r, nil, bus.Terminal("unknown_receiver", fmt.Errorf("no receiver is named %q any more", name))
+	}
+	return r, c.senders[name], nil
+}

@@ -1,0 +1,330 @@
+package deliver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/budget"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/fold"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/notice"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/render"
+)
+
+// told is one group of a unit: what is news in it, and the state that its receiver has.
+type told struct {
+	items      []*item
+	deliveries []*lifeboatv1.Delivery
+	arrivals   []fold.Arrival
+	policy     fold.Policy
+	subject    string
+	seq        uint64
+	state      *lifeboatv1.Group
+	result     fold.Result
+	pages      *pages
+}
+
+// do folds a unit into what its groups' receivers know, sends what is news, and settles its deliveries. A busyError: there is no
+// room, and nothing was done. A chatError: the chat did not take it.
+func (t *turn) do(ctx context.Context, u unit) error {
+	all, err := t.fold(ctx, u)
+	if err != nil {
+		return err
+	}
+	var news []*told
+	for _, g := range all {
+		if len(g.result.Tell) > 0 {
+			news = append(news, g)
+		}
+	}
+	if len(news) > 0 {
+		if err := t.tell(ctx, u, news); err != nil {
+			return err
+		}
+	}
+	// What was sent is sent: the records must follow even if the service stops now.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+	defer cancel()
+	for _, g := range all {
+		if err := t.settle(ctx, u, g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settleTimeout bounds the records of a unit.
+const settleTimeout = 30 * time.Second
+
+// fold reads the state of each group of a unit and finds what is news.
+func (t *turn) fold(ctx context.Context, u unit) ([]*told, error) {
+	var all []*told
+	for _, items := range groups(u.items) {
+		g := &told{items: items, state: &lifeboatv1.Group{}, pages: t.newPages()}
+		for _, it := range items {
+			d, err := it.delivery()
+			if err != nil {
+				return nil, err
+			}
+			g.deliveries = append(g.deliveries, d)
+			for _, a := range d.GetNotification().GetAlerts() {
+				g.arrivals = append(g.arrivals, fold.Arrival{Alert: a, Received: it.received, Muted: d.GetHeldFor() != ""})
+			}
+			if i := len(g.deliveries) - 1; i == 0 || d.GetRepeatInterval().AsDuration() < g.policy.Repeat {
+				g.policy.Repeat = d.GetRepeatInterval().AsDuration()
+			}
+		}
+		flapping := t.c.cfg.Notifier.Flapping
+		g.policy.Flaps, g.policy.Window = flapping.Changes, flapping.Window
+		g.subject = bus.GroupSubject(t.name, items[0].group)
+		if err := t.load(ctx, g); err != nil {
+			return nil, err
+		}
+		all = append(all, g)
+	}
+	return all, nil
+}
+
+func (t *turn) load(ctx context.Context, g *told) (err error) {
+	g.state = &lifeboatv1.Group{}
+	if g.seq, _, err = t.d.o.Bus.Last(ctx, bus.StreamAlerts, g.subject, g.state); err != nil {
+		return fmt.Errorf("reading what %s was told: %w", t.name, err)
+	}
+	g.result = fold.Fold(g.state, g.arrivals, g.policy, t.d.o.Now())
+	return nil
+}
+
+// tell sends the news of a unit: one message, or a digest.
+func (t *turn) tell(ctx context.Context, u unit, news []*told) error {
+	now := t.d.o.Now()
+	trouble := ""
+	if u.digest || t.late(u.items[0]) {
+		state, err := t.d.o.Budgets.State(ctx, t.key, t.rule)
+		if err != nil {
+			return err
+		}
+		trouble = state.Trouble
+	}
+	inputs := make([]render.Input, 0, len(news))
+	for _, g := range news {
+		inputs = append(inputs, t.input(ctx, g, trouble, now))
+	}
+	first := news[0]
+	before := refOf(first.state)
+	var n notice.Notice
+	if u.digest && len(news) > 1 {
+		before = notice.Ref{}
+		n = t.c.renderer.Digest(inputs, trouble)
+	} else {
+		if fresh(first) {
+			before = notice.Ref{}
+		}
+		var err error
+		if n, err = t.c.renderer.Message(inputs[0]); err != nil {
+			return &chatError{bus.Terminal("render", err)}
+		}
+	}
+	n.Critical = n.Critical || u.critical
+	return t.send(ctx, u, first, t.sender.Split(n), before)
+}
+
+// input is what the renderer needs of a group.
+func (t *turn) input(ctx context.Context, g *told, trouble string, now time.Time) render.Input {
+	d := proto.CloneOf(g.deliveries[len(g.deliveries)-1])
+	d.Notification.ReceivedAt = timestamppb.New(g.items[0].received)
+	d.Notification.Alerts = nil
+	notes, known := map[string]string{}, map[string]bool{}
+	words := notice.In(t.receiver.Language)
+	for _, c := range g.result.Tell {
+		d.Notification.Alerts = append(d.Notification.Alerts, c.Alert)
+		if c.Flaps > 0 {
+			notes[c.Alert.GetFingerprint()] = fmt.Sprintf(words.Flapped, c.Flaps, g.policy.Window)
+		}
+	}
+	for _, a := range g.result.Unchanged {
+		d.Notification.Alerts, known[a.GetFingerprint()] = append(d.Notification.Alerts, a), true
+	}
+	in := render.Input{
+		Receiver: t.receiver, Delivery: d, Notes: notes, Told: known, Mention: g.result.Begins, Trouble: trouble, Now: now,
+		Page: g.pages.forRender(ctx), Buttons: t.buttons(),
+	}
+	if t.d.o.Links != nil {
+		in.Links = func(matchers map[string]string, comment string) []notice.Link {
+			return t.d.o.Links(t.c.cfg.Notifier.Interactions, words, matchers, comment)
+		}
+	}
+	return in
+}
+
+// buttons says whether somebody listens to the chat's own buttons.
+func (t *turn) buttons() bool {
+	i := t.c.cfg.Notifier.Interactions
+	return t.receiver.Slack != nil && (i.SlackSigningSecretFile != "" || i.SlackAppTokenFile != "")
+}
+
+// fresh says whether a group gets a message of its own rather than a change of the one that it has: nobody is told of a change. So what
+// begins to fire after all had ended, and what is only repeated, is posted.
+func fresh(g *told) bool {
+	fired := false
+	for _, a := range g.state.GetAlerts() {
+		fired = fired || a.GetToldStatus() == firing
+	}
+	if g.result.Begins && !fired {
+		return true
+	}
+	for _, c := range g.result.Tell {
+		if c.Kind != fold.Repeats {
+			return false
+		}
+	}
+	return true
+}
+
+func refOf(g *lifeboatv1.Group) notice.Ref {
+	m := g.GetMessage()
+	if m.GetId() == "" {
+		return notice.Ref{}
+	}
+	return notice.Ref{Channel: m.GetChannel(), ID: m.GetId(), Posted: m.GetPostedAt().AsTime(), Thread: int(m.GetThreadMessages())}
+}
+
+func messageOf(r notice.Ref) *lifeboatv1.ChatMessage {
+	if r.ID == "" {
+		return nil
+	}
+	return &lifeboatv1.ChatMessage{
+		Channel: r.Channel, Id: r.ID, PostedAt: timestamppb.New(r.Posted), ThreadMessages: int32(r.Thread), //nolint:gosec // few
+	}
+}
+
+// send sends the parts of a notice, those that were sent before a crash excepted, and notes in the group how far it got.
+func (t *turn) send(ctx context.Context, u unit, g *told, parts []notice.Notice, before notice.Ref) error {
+	id := u.items[0].id + " " + u.items[len(u.items)-1].id
+	done := 0
+	if g.state.GetDeliveryId() == id {
+		done = min(int(g.state.GetMessagesSent()), len(parts)-1)
+		before = refOf(g.state)
+	}
+	for i := done; i < len(parts); i++ {
+		place := notice.Ref{}
+		if i == 0 {
+			place = before
+		}
+		ref, err := t.sendPart(ctx, parts[i], place)
+		if i == 0 && ref.ID != "" && !u.digest {
+			g.state.Message = messageOf(ref)
+		}
+		sent := i
+		if err == nil {
+			sent++
+			t.d.metrics.delivered.WithLabelValues(t.name, kind(u)).Inc()
+		}
+		if sent < len(parts) && (sent > done || ref.ID != "") {
+			if noted := t.note(ctx, g, id, sent); noted != nil {
+				return errors.Join(noted, err)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func kind(u unit) string {
+	if u.digest {
+		return "digest"
+	}
+	return "message"
+}
+
+// note writes how many messages of a unit have been sent, so that a successor goes on from there.
+func (t *turn) note(ctx context.Context, g *told, id string, sent int) error {
+	g.state.DeliveryId, g.state.MessagesSent = id, int32(sent) //nolint:gosec // few
+	seq, err := t.d.o.Bus.PutState(context.WithoutCancel(ctx), bus.State{Outgoing: bus.Outgoing{Subject: g.subject, Message: g.state}, Expect: g.seq})
+	if err != nil {
+		return fmt.Errorf("noting what %s was sent: %w", t.name, err)
+	}
+	g.seq = seq
+	return nil
+}
+
+// updates are how often messages may be changed: Slack takes 50 a minute (docs.slack.dev, rate limits, tier 3).
+func updates(rule budget.Rule) budget.Rule {
+	if rule.Messages <= 0 {
+		return rule
+	}
+	return budget.Rule{Messages: 45, Per: time.Minute, Reserve: 10}
+}
+
+// sendPart sends one message.
+func (t *turn) sendPart(ctx context.Context, n notice.Notice, before notice.Ref) (notice.Ref, error) {
+	first := notice.Post
+	if before.ID != "" {
+		first = notice.Update
+	}
+	if wait, err := t.take(ctx, first, n.Critical); err != nil || wait > 0 {
+		if err == nil {
+			err = &busyError{wait}
+		}
+		return notice.Ref{}, err
+	}
+	counted := true
+	var own error
+	take := func(ctx context.Context, call notice.Call) error {
+		if counted && call == first {
+			counted = false
+			return nil
+		}
+		own = t.await(ctx, call, n.Critical)
+		return own
+	}
+	begun := t.d.o.Now()
+	// A stop waits for the answer: a message whose answer was not waited for would be sent twice.
+	attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTimeout)
+	defer cancel()
+	ref, err := t.sender.Send(attempt, n, before, take)
+	if late := t.d.o.Budgets.Late(attempt, t.key, t.rule, begun, t.d.o.Now()); late != nil {
+		return ref, errors.Join(late, err)
+	}
+	switch {
+	case err == nil:
+		return ref, nil
+	case own != nil && errors.Is(err, own):
+		return ref, own
+	}
+	return ref, &chatError{fmt.Errorf("delivering to %s: %w", t.name, err)}
+}
+
+func (t *turn) take(ctx context.Context, call notice.Call, critical bool) (wait time.Duration, err error) {
+	key, rule := t.key, t.rule
+	if call == notice.Update {
+		key, rule = key+"-update", updates(rule)
+	}
+	if wait, err = t.d.o.Budgets.Take(ctx, key, rule, critical); err != nil {
+		return 0, fmt.Errorf("asking for room at %s: %w", t.name, err)
+	}
+	return wait, nil
+}
+
+// await waits for room for a further request of the same message; not for long, because the rest is sent later.
+func (t *turn) await(ctx context.Context, call notice.Call, critical bool) error {
+	for {
+		wait, err := t.take(ctx, call, critical)
+		if err != nil || wait == 0 {
+			return err
+		}
+		if wait > lookAgain {
+			return &busyError{wait}
+		}
+		if err := t.sleep(ctx, wait); err != nil {
+			return &busyError{wait}
+		}
+	}
+}

@@ -1,0 +1,156 @@
+// Command notifier measures the notifier on a real NATS server with one replica, all in one run, each figure beside the raw limit that
+// it is compared with. `make bench-notifier` runs it; its last line is JSON.
+//
+// What is compared, the notifier and the raw side in turn, so that a noisy neighbour meets both:
+//
+//   - accept_ratio: webhooks that are answered with 200 in a second, by 16 connections. Raw is 16 goroutines of this process that store
+//     the same bytes with a synchronous publish each, into a stream that was made with the same settings. Whatever the notifier does
+//     besides, routing and delivering what it took, goes on meanwhile.
+//   - latency_ratio: from just before a webhook is posted until the chat has taken the message, one at a time, p50; over the time from
+//     just before a message is published until the handler of a consumer with the same settings has it, p50.
+//   - p99_over_p50: the first of these while 200 webhooks a second come, p99 over p50.
+//   - storm_lost, storm_rss_mib: 10,000 alerts in 100 webhooks, to a Slack and a DingTalk with their real limits. Lost is what no event
+//     says the end of; memory is the most that was ever resident (VmHWM).
+//
+// Slack and DingTalk are local servers in this process.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/lifeboat-fleet/lifeboat/tests/bench/internal/testbed"
+)
+
+// options are how much is measured.
+type options struct {
+	rounds  int
+	accept  time.Duration
+	alerts  int
+	singles int
+	rate    int
+	load    time.Duration
+	storm   int
+}
+
+func main() {
+	var o options
+	flag.IntVar(&o.rounds, "rounds", 3, "how many times each thing is measured; the median counts")
+	flag.DurationVar(&o.accept, "accept", 4*time.Second, "how long webhooks are posted as fast as they are taken, each round")
+	flag.IntVar(&o.alerts, "alerts", 5, "alerts in a webhook; one is about 0.94 KB, as Alertmanager's are")
+	flag.IntVar(&o.singles, "singles", 300, "webhooks whose way is timed one by one, each round")
+	flag.IntVar(&o.rate, "rate", 200, "webhooks a second under load")
+	flag.DurationVar(&o.load, "load", 10*time.Second, "how long the load lasts, each round")
+	flag.IntVar(&o.storm, "storm", 100, "webhooks of 100 alerts in the storm")
+	only := flag.String("only", "", "measure one part: accept, latency, load or storm")
+	binary := flag.String("lifeboat", ".bin/lifeboat", "the lifeboat `binary` to measure")
+	scratch := flag.String("scratch", "/dev/shm", "`folder` for the data of NATS")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o, *only, *binary, *scratch); err != nil {
+		fmt.Fprintln(os.Stderr, "bench-notifier:", err)
+		stop()
+		os.Exit(1) //nolint:gocritic // stop was called
+	}
+}
+
+// figures are what is measured; the last line of the output.
+type figures struct {
+	Accept  float64 `json:"accept_ratio"`
+	Latency float64 `json:"latency_ratio"`
+	Spread  float64 `json:"p99_over_p50"`
+	Lost    int     `json:"storm_lost"`
+	RSSMiB  float64 `json:"storm_rss_mib"`
+}
+
+// What must be reached.
+const (
+	minAccept  = 0.4
+	maxLatency = 10
+	maxSpread  = 8
+	maxLost    = 0
+	maxRSS     = 128
+)
+
+func run(ctx context.Context, o options, only, binary, scratch string) error {
+	binary, err := filepath.Abs(binary)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(scratch, "lifeboat-bench-")
+	if err != nil {
+		return fmt.Errorf("making a folder for the data: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	bed, err := testbed.NewFleet(ctx, os.Stdout, dir, binary)
+	if err != nil {
+		return err
+	}
+	defer bed.Stop()
+	fmt.Fprintf(bed.Out, "one NATS server, one replica, file storage in %s, its default sync_interval: the same for both sides\n", scratch)
+	b := &bench{Bed: bed, options: o}
+	var f figures
+	for _, part := range []struct {
+		name    string
+		measure func(context.Context, *figures) error
+	}{{"latency", b.latency}, {"load", b.underLoad}, {"accept", b.acceptance}, {"storm", b.storming}} {
+		if only != "" && only != part.name {
+			continue
+		}
+		if err := part.measure(ctx, &f); err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
+		}
+	}
+	return report(f, only)
+}
+
+// row is a line of the table.
+type row struct {
+	part, what, measured, must string
+	reached                    bool
+}
+
+func report(f figures, only string) error {
+	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "\nFIGURE\tMEASURED\tMUST REACH\t\n")
+	for _, r := range []row{
+		{
+			"accept", "webhooks accepted and persisted / raw synchronous publishes, 16 at once", fmt.Sprintf("%.2f", f.Accept),
+			fmt.Sprintf(">= %.1f", minAccept), f.Accept >= minAccept,
+		},
+		{
+			"latency", "webhook to chat / raw publish to handler, p50", fmt.Sprintf("%.1f", f.Latency),
+			fmt.Sprintf("<= %d", maxLatency), f.Latency <= maxLatency,
+		},
+		{"load", "webhook to chat under load, p99 / p50", fmt.Sprintf("%.1f", f.Spread), fmt.Sprintf("<= %d", maxSpread), f.Spread <= maxSpread},
+		{"storm", "alerts lost in the storm", fmt.Sprint(f.Lost), fmt.Sprintf("<= %d", maxLost), f.Lost <= maxLost},
+		{"storm", "memory of the notifier in the storm", fmt.Sprintf("%.0f MiB", f.RSSMiB), fmt.Sprintf("<= %d MiB", maxRSS), f.RSSMiB <= maxRSS},
+	} {
+		if only != "" && only != r.part {
+			continue
+		}
+		mark := ""
+		if !r.reached {
+			mark = "MISSED"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.what, r.measured, r.must, mark)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	line, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s\n", line)
+	return nil
+}
