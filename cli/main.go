@@ -34,7 +34,10 @@ func root() *cobra.Command {
 	)
 	add(cmd, "operate", backup.StatusCommand(ops.FleetStatus), ops.WhyCommand(), ops.JobsCommand(), ops.DeadCommand(), backup.SnapshotCommand(), backup.DrillCommand(), backup.RestoreCommand(),
 		backup.PruneCommand(), checkConfig())
-	add(cmd, "operate", scheduler.ScheduleCommand(), notifier.NotifyCommand())
+	notify := notifier.NotifyCommand()
+	notify.AddCommand(ops.NotifyCommands()...)
+	notify.Example += "\n  lifeboat notify deliveries --slow 1m\n  lifeboat notify replay --all --dry-run"
+	add(cmd, "operate", scheduler.ScheduleCommand(), notify)
 	add(cmd, "run", named("scheduler", scheduler.Command()), named("backup", backup.Command()), named("notifier", notifier.Command()))
 	add(cmd, "try", up.Command(), demo.Command())
 	return cmd

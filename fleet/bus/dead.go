@@ -12,7 +12,7 @@ import (
 )
 
 // maxDeadPayload keeps a dead letter, with base64 around it, below NATS's default payload of 1 MiB.
-const maxDeadPayload = 512 << 10
+const maxDeadPayload = 720 << 10
 
 // DeadLetter stores what could not be processed. It fills in id, time and actor when they are empty, and cuts a payload
 // that would not fit into a message. reason is a short word for the metric; the letter's own Reason is a sentence.

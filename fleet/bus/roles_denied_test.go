@@ -52,6 +52,7 @@ func publishable() map[string][]string {
 		"lifeboat.dead.job.prune.etcd-prod":    {prune},
 		"lifeboat.dead.alert.delivery.slack":   {notifier},
 		"lifeboat.dead.webhook":                {notifier},
+		"lifeboat.dead.event.drill.passed.x":   {notifier},
 		// Answers to others, the system, and everything else.
 		"_INBOX_scheduler.x": {}, "_INBOX_cli.x": {}, "_INBOX.x": {}, "$SYS.REQ.SERVER.PING": {}, "$KV.x.y": {}, "elsewhere": {},
 	}

@@ -51,7 +51,7 @@ func streamConfigs(replicas int) []jetstream.StreamConfig {
 			Retention:   jetstream.WorkQueuePolicy, AllowDirect: true,
 			// For the last values beside the queue: what a receiver was told of a group, and what a robot was sent.
 			AllowRollup: true,
-			Storage: jetstream.FileStorage, Replicas: replicas, Duplicates: alertsWindow,
+			Storage:     jetstream.FileStorage, Replicas: replicas, Duplicates: alertsWindow,
 		},
 		{
 			Name: StreamDead, Subjects: []string{"lifeboat.dead.>"},

@@ -49,7 +49,8 @@ type Receiver struct {
 	Limit Limit  `yaml:"limit"`
 	// Fallback is the receiver that takes over what waits here for longer than FallbackAfter; none when empty.
 	Fallback string `yaml:"fallback"`
-	// FallbackAfter is counted from when the alert was received; 10m when empty.
+	// FallbackAfter is counted from when the delivery began to wait here, which is when the alert was received or, of what a time
+	// interval held or another receiver handed on, when it came from there; 10m when empty.
 	FallbackAfter time.Duration `yaml:"fallback_after"`
 	Canary        Canary        `yaml:"canary"`
 }

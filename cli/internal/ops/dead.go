@@ -50,7 +50,7 @@ const subjectWebhook = "webhook"
 func (f *fleet) letters(ctx context.Context, filter string, since time.Time, payloads func(*lifeboatv1.DeadLetter) bool) ([]*letter, error) {
 	var all []*letter
 	byID := map[string]*letter{}
-	err := f.bus.Scan(ctx, bus.StreamDead, "lifeboat.dead."+strings.TrimPrefix(strings.TrimPrefix(filter, "lifeboat."), "dead."),
+	err := f.bus.Scan(ctx, bus.StreamDead, deadFilter(filter),
 		func(m *bus.Message) error {
 			d := &lifeboatv1.DeadLetter{}
 			if err := bus.Decode(m.Data, d); err != nil {
@@ -83,6 +83,11 @@ func (f *fleet) letters(ctx context.Context, filter string, since time.Time, pay
 	}
 	slices.SortStableFunc(all, func(a, b *letter) int { return a.GetTime().AsTime().Compare(b.GetTime().AsTime()) })
 	return all, nil
+}
+
+// deadFilter matches the letters of what matches a subject.
+func deadFilter(subject string) string {
+	return "lifeboat.dead." + strings.TrimPrefix(strings.TrimPrefix(subject, "lifeboat."), "dead.")
 }
 
 func noPayloads(*lifeboatv1.DeadLetter) bool { return false }

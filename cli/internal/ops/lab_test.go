@@ -144,7 +144,8 @@ func (l *lab) service(run func(context.Context) error) (stop func()) {
 // root is what package main mounts, as far as the tests need it.
 func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "lifeboat"}
-	cmd.AddCommand(backup.StatusCommand(FleetStatus), backup.SnapshotCommand(), WhyCommand(), JobsCommand(), DeadCommand())
+	cmd.AddCommand(backup.StatusCommand(FleetStatus), backup.SnapshotCommand(), WhyCommand(), JobsCommand(), DeadCommand(),
+		service.Group(&cobra.Command{Use: "notify"}, NotifyCommands()...))
 	return cmd
 }
 

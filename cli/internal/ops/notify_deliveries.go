@@ -199,8 +199,8 @@ func (r *deliveries) read(ctx context.Context, fl *fleet, since time.Time) error
 	seed := maphash.MakeSeed()
 	err := fl.bus.History(ctx, bus.StreamEvents, filters, since, func(m *bus.Message) error {
 		e := &lifeboatv1.Event{}
-		if bus.Decode(m.Data, e) != nil { // what nobody can read hides nothing else
-			return nil
+		if err := bus.Decode(m.Data, e); err != nil {
+			return nil //nolint:nilerr // what nobody can read hides nothing else
 		}
 		if id := maphash.String(seed, e.GetId()); e.GetId() != "" {
 			if r.seen[id] {
@@ -281,7 +281,7 @@ func (r *deliveries) print(out io.Writer) error {
 		if d.Outcome == outcomeDead {
 			outcome = console.Red(out, outcome)
 		}
-		t.Row(d.Time.UTC().Format(time.RFC3339), console.OrDash(clean(d.Receiver)), d.what(), outcome, lag(d.LagSeconds), fmt.Sprint(d.Attempts))
+		t.Row(d.Time.UTC().Format(time.RFC3339), console.OrDash(clean(d.Receiver)), d.what(), outcome, short(d.LagSeconds), fmt.Sprint(d.Attempts))
 	}
 	if err := t.Flush("no delivery ended like this since then; look further back with --since 7d"); err != nil {
 		return err
@@ -292,6 +292,9 @@ func (r *deliveries) print(out io.Writer) error {
 		fmt.Fprintf(&b, "the newest %d of %d deliveries; all of them with --limit 0\n", len(r.List), all)
 	}
 	fmt.Fprintln(&b, r.Summary.line())
+	if slices.ContainsFunc(r.List, func(d *ended) bool { return d.Outcome == outcomeDead }) {
+		b.WriteString("what is dead and not replayed yet: lifeboat notify dead\n")
+	}
 	r.Waiting.print(&b)
 	for _, u := range r.Unknown {
 		fmt.Fprintln(&b, console.Red(out, "not known: "+u))
@@ -308,9 +311,9 @@ func (d *ended) what() string {
 	}
 	switch {
 	case d.Alertname == "":
-		what = strings.TrimSpace(counted(d.Alerts, "alert") + what)
+		what = strings.TrimSpace(counted(int64(d.Alerts), "alert") + what)
 	case d.Alerts != 1:
-		what += ", " + counted(d.Alerts, "alert")
+		what += ", " + counted(int64(d.Alerts), "alert")
 	}
 	if d.Origin != "" && d.Origin != "alertmanager" {
 		what += " (" + clean(d.Origin) + ")"
@@ -332,23 +335,5 @@ func (d *ended) outcome() string {
 	if d.Why != "" {
 		text += ": " + cut(clean(d.Why), maxReason)
 	}
-	if d.DeadID != "" {
-		text += " (" + clean(d.DeadID) + ")"
-	}
 	return text
-}
-
-// lag is a number of seconds for a person.
-func lag(seconds float64) string {
-	if seconds < 10 {
-		return fmt.Sprintf("%.1fs", seconds)
-	}
-	return console.Duration(time.Duration(seconds * float64(time.Second)))
-}
-
-func counted(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }

@@ -63,13 +63,13 @@ func percentile(sorted []float64, p float64) float64 {
 }
 
 func (s *summary) line() string {
-	line := counted(s.Delivered, "alert") + " delivered, " + fmt.Sprint(s.InDigests) + " in " + counted(s.Digests, "digest") +
+	line := counted(int64(s.Delivered), "alert") + " delivered, " + fmt.Sprint(s.InDigests) + " in " + counted(int64(s.Digests), "digest") +
 		fmt.Sprintf(", %d folded, %d handed on, %d dead", s.Folded, s.HandedOn, s.Dead)
 	if s.Held > 0 {
 		line += fmt.Sprintf(", %d put by because they flap", s.Held)
 	}
 	if s.LagP50 != nil {
-		line += fmt.Sprintf("; lag p50 %s, p99 %s", lag(*s.LagP50), lag(*s.LagP99))
+		line += fmt.Sprintf("; lag p50 %s, p99 %s", short(*s.LagP50), short(*s.LagP99))
 	}
 	return line
 }

@@ -24,8 +24,8 @@ func deadReplayCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "replay id...", Short: "Send dead letters again, to the subject that they came from",
 		Long: "replay publishes the letter's payload and headers, records dead.replayed, and only then removes the letter. If it dies in\n" +
-			"between, the letter stays; the same replay within half an hour sends nothing twice, a later one does. Workers and the\n" +
-			"notifier bear that: a job's result is the same, and an alert may be told again.",
+			"between, the letter stays; the same replay within half an hour (four minutes for alerts) sends nothing twice, a later one\n" +
+			"does. Workers and the notifier bear that: a job's result is the same, and an alert may be told again.",
 		Example: "  lifeboat dead replay dead-lifeboat.job.snapshot.etcd-prod-20261121T040000.123Z-42\n" +
 			"  lifeboat dead replay 01KAJ2ZJ5Q1J5V7K4E7X --yes --keep",
 		Args:              cobra.MinimumNArgs(1),

@@ -56,6 +56,21 @@ func TestThePermissionsOfPeopleAreEnough(t *testing.T) {
 	assert.Contains(t, out, "workers of no zone: 1 (snapshot 1)")
 	assert.NotContains(t, out, "denied")
 
+	teller := as(t, server.URL, seeds["notifier"], "notifier")
+	require.NoError(t, teller.Emit(t.Context(), endOf("delivered", "one", "", "", "receiver", "ops-slack", "lag_seconds", "1")))
+	require.NoError(t, teller.DeadLetter(t.Context(), "test", &lifeboatv1.DeadLetter{
+		Id: "alert", Subject: "lifeboat.alert.delivery.ops-slack", Payload: delivery(t, "ops-slack", "A"),
+	}))
+	var v deliveriesView
+	l.json(&v, "notify", "deliveries")
+	assert.Len(t, v.Deliveries, 1)
+	assert.Empty(t, v.Unknown)
+	assert.Contains(t, l.ok("notify", "dead"), "ops-slack")
+	l.ok("notify", "replay", "--all", "--yes")
+	assert.Empty(t, l.deadView())
+	l.json(&v, "notify", "deliveries")
+	assert.Equal(t, uint64(1), v.Waiting.Receivers["ops-slack"].Waiting)
+
 	text, err := os.ReadFile(server.Log())
 	require.NoError(t, err)
 	assert.NotContains(t, string(text), "Violation", filepath.Base(server.Log()))

@@ -19,6 +19,23 @@ type Alertmanager struct {
 // StartAlertmanager runs an alertmanager that sends everything to one webhook, quickly. addr may be empty for a random
 // loopback port.
 func StartAlertmanager(ctx context.Context, dir, webhook string) (*Alertmanager, error) {
+	return StartAlertmanagerWith(ctx, dir, fmt.Sprintf(`
+route:
+  receiver: lifeboat
+  group_by: [alertname, target]
+  group_wait: 1s
+  group_interval: 5s
+  repeat_interval: 4h
+receivers:
+  - name: lifeboat
+    webhook_configs:
+      - url: %s
+        send_resolved: true
+`, webhook))
+}
+
+// StartAlertmanagerWith runs an alertmanager with a configuration of one's own, in its own words.
+func StartAlertmanagerWith(ctx context.Context, dir, config string) (*Alertmanager, error) {
 	path, err := Find("alertmanager")
 	if err != nil {
 		return nil, err
@@ -31,20 +48,7 @@ func StartAlertmanager(ctx context.Context, dir, webhook string) (*Alertmanager,
 		return nil, fmt.Errorf("making alertmanager's folder: %w", err)
 	}
 	conf := filepath.Join(dir, "alertmanager.yml")
-	err = os.WriteFile(conf, fmt.Appendf(nil, `
-route:
-  receiver: lifeboat
-  group_by: [alertname, target]
-  group_wait: 1s
-  group_interval: 5s
-  repeat_interval: 4h
-receivers:
-  - name: lifeboat
-    webhook_configs:
-      - url: %s
-        send_resolved: true
-`, webhook), 0o600)
-	if err != nil {
+	if err = os.WriteFile(conf, []byte(config), 0o600); err != nil {
 		return nil, fmt.Errorf("writing alertmanager's configuration: %w", err)
 	}
 	p, err := Start(path, filepath.Join(dir, "alertmanager.log"), nil,

@@ -3,12 +3,21 @@ package app
 
 import (
 	"log/slog"
+	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/ingest"
+)
+
+// What the garbage collector is told when the environment does not say it (GOGC, GOMEMLIMIT): a webhook leaves much garbage and little
+// else, so that it pays to collect seldom, as long as there is little in all.
+const (
+	gcPercent   = 400
+	memoryLimit = 80 << 20
 )
 
 // Options of the service.
@@ -48,6 +57,10 @@ func Command() *cobra.Command {
 			log, err := flags.Logger(cmd.ErrOrStderr())
 			if err != nil {
 				return err
+			}
+			if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
+				debug.SetGCPercent(gcPercent)
+				debug.SetMemoryLimit(memoryLimit)
 			}
 			return Run(cmd.Context(), Options{ConfigPath: flags.Config, HTTPAddr: flags.HTTPAddr, Logger: log})
 		},

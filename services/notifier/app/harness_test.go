@@ -41,6 +41,7 @@ type fleet struct {
 	chat    *chattest.Server
 	dir     string
 	port    int
+	now     func() time.Time
 	logs    *buffer
 	bus     *bus.Bus
 	events  *recorder
@@ -57,6 +58,7 @@ type settings struct {
 	notifier      string // more lines under notifier:
 	chat          chattest.Options
 	port          int
+	now           func() time.Time // the notifier's clock; time.Now when nil
 }
 
 // loose has limits that our own limiter never meets.
@@ -78,7 +80,7 @@ const routes = `
 func newFleet(t *testing.T, s settings) *fleet {
 	t.Helper()
 	f := &fleet{
-		t: t, nats: natstest.New(t), chat: chattest.NewWith(t, s.chat), dir: t.TempDir(), logs: &buffer{}, port: s.port,
+		t: t, nats: natstest.New(t), chat: chattest.NewWith(t, s.chat), dir: t.TempDir(), logs: &buffer{}, port: s.port, now: s.now,
 		events: newRecorder(), dead: newRecorder(),
 	}
 	if f.port == 0 {
@@ -87,6 +89,7 @@ func newFleet(t *testing.T, s settings) *fleet {
 		f.port = ports[0]
 	}
 	f.write("slack-url", f.chat.SlackURL())
+	f.write("slack-bot-token", f.chat.SlackBotToken())
 	f.write("dingtalk-url", f.chat.DingTalkURL())
 	f.write("dingtalk-secret", f.chat.DingTalkSecret())
 	f.configure(s)
@@ -175,7 +178,7 @@ func (f *fleet) start() {
 	f.cancel, f.done = cancel, make(chan error, 1)
 	go func() {
 		f.done <- app.Run(ctx, app.Options{
-			ConfigPath: filepath.Join(f.dir, "lifeboat.yaml"), HTTPAddr: "127.0.0.1:0", Logger: log,
+			ConfigPath: filepath.Join(f.dir, "lifeboat.yaml"), HTTPAddr: "127.0.0.1:0", Logger: log, Now: f.now,
 			Started: func(a app.Addresses) { up <- [2]string{a.Health, a.Webhooks} },
 		})
 	}()

@@ -9,7 +9,7 @@ import (
 // NotifyCommand is `lifeboat notify`: what the notifier would do, did, and could not do.
 func NotifyCommand() *cobra.Command {
 	return service.Group(&cobra.Command{
-		Use: "notify", Short: "Explain routes, try receivers, lint rules for runbooks",
+		Use: "notify", Short: "Explain routes, try receivers, lint rules for runbooks, see what was delivered",
 		Example: "  lifeboat notify route severity=critical team=db\n  lifeboat notify test --receiver ops-slack --dry-run\n" +
 			"  lifeboat notify lint-rules rules/*.yml",
 	}, notifyCommands()...)

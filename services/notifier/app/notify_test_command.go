@@ -1,16 +1,15 @@
 package app
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
-	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -25,9 +24,6 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/console"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
-	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver"
-	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver/dingtalk"
-	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver/slack"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/ingest"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/notice"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/render"
@@ -51,8 +47,8 @@ func testCommand() *cobra.Command {
 		Use: "test --receiver NAME", Short: "Send a receiver a message, or only show what it would be sent",
 		Long: "test hands the notifier an alert for one receiver, past the routes, and waits until the chat has taken it or refused it: the whole\n" +
 			"way but the webhook. The running notifier sends it, with its own secrets.\n\n" +
-			"With --dry-run nothing is sent and nobody is asked: the message is made here and its JSON is printed, to preview templates, a\n" +
-			"language, a time zone. No secret is read.",
+			"With --dry-run nothing is sent: the message is made here and its JSON is printed, to preview templates, a language, a time zone.\n" +
+			"No secret is read, and its links to silence do not work. Only a runbook's link is looked up, if runbooks.check_links says so.",
 		Example: "  lifeboat notify test --receiver ops-slack\n" +
 			"  lifeboat notify test --receiver ops-dingtalk --dry-run --label alertname=EtcdNoLeader --label severity=critical\n" +
 			"  lifeboat notify test --receiver ops-slack --dry-run --annotation summary='no leader for 3 minutes' --resolved\n" +
@@ -96,13 +92,17 @@ func (f *testFlags) run(cmd *cobra.Command) error {
 	}
 	i := slices.IndexFunc(cfg.Notifier.Receivers, func(r config.Receiver) bool { return r.Name == f.receiver })
 	if i < 0 {
-		return console.Usagef("%s has no receiver %q; it has: %s", f.config, f.receiver, strings.Join(receiverNames(f.config), ", "))
+		return console.Usagef("%s has no receiver %q; it has %s", f.config, f.receiver, console.OrDash(strings.Join(receiverNames(f.config), ", ")))
+	}
+	if f.timeout <= 0 {
+		return console.Usagef("--timeout: %s is no time to wait", f.timeout)
 	}
 	n, err := f.notification(time.Now())
 	if err != nil {
 		return err
 	}
 	if f.dryRun {
+		n.Origin = "alertmanager" // a test has nothing to silence, and it is a real alert that is previewed
 		return preview(cmd.Context(), cmd.OutOrStdout(), cfg, cfg.Notifier.Receivers[i], n)
 	}
 	return f.send(cmd, cfg, n)
@@ -151,72 +151,90 @@ func (f *testFlags) notification(now time.Time) (*lifeboatv1.Notification, error
 	}, nil
 }
 
-// printer is a chat that prints what it is sent.
-type printer struct{ out io.Writer }
-
-func (p printer) Post(_ context.Context, _ string, body []byte) (status int, header http.Header, answer []byte, err error) {
-	var b bytes.Buffer
-	if err := json.Indent(&b, body, "", "  "); err != nil {
-		return 0, nil, nil, err
-	}
-	b.WriteByte('\n')
-	if _, err := p.out.Write(b.Bytes()); err != nil {
-		return 0, nil, nil, err
-	}
-	// DingTalk's and Slack's words for success.
-	return http.StatusOK, nil, []byte(`{"errcode":0,"errmsg":"ok","ok":true}`), nil
-}
-
 // preview makes the message as the notifier would, and prints it.
-func preview(ctx context.Context, out io.Writer, cfg *config.Config, r config.Receiver, n *lifeboatv1.Notification) error {
+func preview(ctx context.Context, out io.Writer, cfg *config.Config, r config.Receiver, n *lifeboatv1.Notification) (err error) {
 	renderer, err := render.New(cfg.Notifier)
+	if err != nil {
+		return &service.UsageError{Err: err}
+	}
+	tree, err := route.Compile(cfg.Notifier)
 	if err != nil {
 		return &service.UsageError{Err: err}
 	}
 	log := slog.New(slog.DiscardHandler)
 	pages := runbook.New(runbook.Options{Logger: log, Registerer: prometheus.NewRegistry(), Now: time.Now})
 	defer pages.Close()
-	tree, err := route.Compile(cfg.Notifier)
+	links, forget, err := previewLinks(cfg, notice.In(r.Language))
 	if err != nil {
-		return &service.UsageError{Err: err}
+		return err
 	}
-	d := &lifeboatv1.Delivery{Id: n.GetId(), Receiver: r.Name, Notification: n, Route: "{}"}
-	for _, h := range tree.Match(n.GetAlerts()[0].GetLabels()) {
-		if h.Receiver == r.Name {
-			d.Route, d.Mentions = h.Route, h.MentionsFor(n.GetAlerts()[0].GetLabels()["severity"])
-			break
-		}
-	}
-	silencer := silence.New(silence.Options{
-		Config: func() *config.Config { return cfg }, Emit: func(context.Context, *lifeboatv1.Event) error { return nil },
-		Logger: log, Registerer: prometheus.NewRegistry(), Now: time.Now,
-	})
-	words := notice.In(r.Language)
+	defer func() { err = errors.Join(err, forget()) }()
+	in := cfg.Notifier.Interactions
 	message, err := renderer.Message(render.Input{
-		Receiver: r, Delivery: d, Mention: n.GetAlerts()[0].GetStatus() == "firing", Now: time.Now(),
+		Receiver: r, Delivery: deliveryTo(r.Name, tree, n), Now: time.Now(),
+		Mention: slices.ContainsFunc(n.GetAlerts(), func(a *lifeboatv1.Alert) bool { return a.GetStatus() == "firing" }),
 		Page: func(a *lifeboatv1.Alert) render.Page {
 			p := pages.Page(ctx, cfg.Notifier.Runbooks, a.GetLabels()["alertname"], a.GetAnnotations())
-			return render.Page{Link: p.Link, Dead: p.Dead, Steps: p.Steps}
+			return render.Page{Found: p.Found, Link: p.Link, Dead: p.Dead, Steps: p.Steps}
 		},
-		Links: func(matchers map[string]string, comment string) []notice.Link {
-			return silencer.Links(cfg.Notifier.Interactions, words, matchers, comment)
-		},
-		Buttons: r.Slack != nil && (cfg.Notifier.Interactions.SlackSigningSecretFile != "" || cfg.Notifier.Interactions.SlackAppTokenFile != ""),
+		Links: links, Buttons: r.Slack != nil && (in.SlackSigningSecretFile != "" || in.SlackAppTokenFile != ""),
 	})
 	if err != nil {
 		return err
 	}
-	nowhere := func() (string, error) { return "https://chat.invalid/robot/send?access_token=preview", nil }
-	var sender deliver.Sender = slack.New(slack.Options{Receiver: r.Name, WebhookURL: nowhere, Poster: printer{out}, Now: time.Now})
-	if r.DingTalk != nil {
-		sender = dingtalk.New(dingtalk.Options{Address: nowhere, Poster: printer{out}, Style: r.DingTalk.Style, Now: time.Now})
-	}
+	sender := previewSender(r, out)
 	for _, part := range sender.Split(message) {
 		if _, err := sender.Send(ctx, part, notice.Ref{}, func(context.Context, notice.Call) error { return nil }); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// deliveryTo is what the receiver would get, with the mentions of the routes that lead to it.
+func deliveryTo(receiver string, tree *route.Tree, n *lifeboatv1.Notification) *lifeboatv1.Delivery {
+	d := &lifeboatv1.Delivery{Id: n.GetId(), Receiver: receiver, Notification: n, Route: "{}"}
+	for _, a := range n.GetAlerts() {
+		for _, h := range tree.Match(a.GetLabels()) {
+			if h.Receiver != receiver || a.GetStatus() != "firing" {
+				continue
+			}
+			d.Route = h.Route
+			for _, who := range h.MentionsFor(a.GetLabels()["severity"]) {
+				if !slices.Contains(d.GetMentions(), who) {
+					d.Mentions = append(d.Mentions, who)
+				}
+			}
+			break // the first route that leads to it
+		}
+	}
+	return d
+}
+
+// previewLinks makes links that look like the real ones and are signed with a secret that is forgotten at once: the real one is not
+// here as a rule, and a link that works would not belong into a terminal.
+func previewLinks(cfg *config.Config, words notice.Words) (links func(map[string]string, string) []notice.Link, forget func() error, err error) {
+	if cfg.Notifier.Interactions.LinkSecretFile == "" {
+		return nil, func() error { return nil }, nil
+	}
+	dir, err := os.MkdirTemp("", "lifeboat-preview-")
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a secret for the preview's links: %w", err)
+	}
+	forget = func() error { return os.RemoveAll(dir) }
+	secret := filepath.Join(dir, "secret")
+	if err := os.WriteFile(secret, []byte(rand.Text()+rand.Text()), 0o600); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("making a secret for the preview's links: %w", err), forget())
+	}
+	in := cfg.Notifier.Interactions
+	in.LinkSecretFile = config.SecretFile(secret)
+	silencer := silence.New(silence.Options{
+		Config: func() *config.Config { return cfg }, Emit: func(context.Context, *lifeboatv1.Event) error { return nil },
+		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Now: time.Now,
+	})
+	return func(matchers map[string]string, comment string) []notice.Link {
+		return silencer.Links(in, words, matchers, comment)
+	}, forget, nil
 }
 
 // send hands it to the notifier and waits for how it ends.
@@ -230,8 +248,8 @@ func (f *testFlags) send(cmd *cobra.Command, cfg *config.Config, n *lifeboatv1.N
 		return &service.UsageError{Err: err}
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	if err := b.Reach(ctx); err != nil {
-		return err
+	if err := b.Reach(cmd.Context()); err != nil {
+		return fmt.Errorf("%w (see nats.url in %s)", err, f.config)
 	}
 	ends, failed := make(chan *lifeboatv1.Event), make(chan error, 1)
 	caughtUp := make(chan struct{})
@@ -272,8 +290,14 @@ func (f *testFlags) send(cmd *cobra.Command, cfg *config.Config, n *lifeboatv1.N
 			}
 			return f.tell(cmd, e)
 		case err := <-failed:
-			return err
+			if err != nil {
+				return err
+			}
+			failed = nil // it ends well only when the time is over
 		case <-ctx.Done():
+			if err := cmd.Context().Err(); err != nil {
+				return fmt.Errorf("waiting until %s is told: %w; the message is on its way all the same", f.receiver, err)
+			}
 			return fmt.Errorf("%s was not told within %s: is a notifier running, and does its chat answer? "+
 				"The message stays in the queue until it does; see lifeboat notify deliveries --receiver %s -c %s", f.receiver, f.timeout, f.receiver, f.config)
 		}

@@ -32,6 +32,7 @@ import (
 // parts are what a notifier is made of.
 type parts struct {
 	hook     *ingest.Handlers
+	rush     *rush
 	silencer *silence.Silencer
 	pages    *runbook.Pages
 	client   *webhook.Client
@@ -53,12 +54,12 @@ func Run(ctx context.Context, o Options) error {
 		return errors.Join(err, base.Bus.Close())
 	}
 	p := assemble(base, o)
-	defer p.close(base.Logger)
+	defer p.close(context.WithoutCancel(ctx), base.Logger)
 	report(ctx, base)
 	g, ctx := errgroup.WithContext(ctx)
 	// The webhooks answer from the start, also while NATS is away: 503 tells Alertmanager to come again.
 	g.Go(func() error {
-		return web.Serve(ctx, server(webhooks(p.hook, cfg.BearerTokensFile)), hooks, cfg.WebConfigFile, base.Logger)
+		return web.Serve(ctx, server(p.rush.watch(webhooks(p.hook, cfg.BearerTokensFile))), hooks, cfg.WebConfigFile, base.Logger)
 	})
 	addresses := Addresses{Webhooks: hooks.Addr().String()}
 	if pages != nil {
@@ -119,6 +120,7 @@ func webhooks(hook *ingest.Handlers, tokens config.SecretFile) http.Handler {
 // assemble makes the parts.
 func assemble(base *service.Base, o Options) *parts {
 	p := &parts{
+		rush:   &rush{},
 		hook:   ingest.New(ingest.Options{Store: base.Bus, Logger: base.Logger, Registerer: base.Registry, Now: o.Now}),
 		pages:  runbook.New(runbook.Options{Logger: base.Logger, Registerer: base.Registry, Now: o.Now}),
 		client: webhook.New(),
@@ -129,7 +131,7 @@ func assemble(base *service.Base, o Options) *parts {
 	budgets := budget.New(budget.Options{Store: base.Bus, Now: o.Now, Logger: base.Logger, Registerer: base.Registry})
 	deliverer := deliver.New(deliver.Options{
 		Bus: base.Bus, Config: base.Config, Changed: base.Live.Changed(), Sender: senders(p.client, o.Now), Budgets: budgets, Pages: p.pages,
-		Links: p.silencer.Links, Logger: base.Logger, Registerer: base.Registry, Now: o.Now,
+		Links: p.silencer.Links, GiveWay: p.rush.giveWay, Logger: base.Logger, Registerer: base.Registry, Now: o.Now,
 	})
 	own := fleetalert.New(fleetalert.Options{
 		Bus: base.Bus, Config: base.Config, Logger: base.Logger, Registerer: base.Registry, Now: o.Now,
@@ -157,8 +159,8 @@ func assemble(base *service.Base, o Options) *parts {
 }
 
 // close waits for what is on its way, and lets connections go.
-func (p *parts) close(log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+func (p *parts) close(ctx context.Context, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if err := p.silencer.Close(ctx); err != nil {
 		log.WarnContext(ctx, "a silence was still on its way", slog.Any("err", err))

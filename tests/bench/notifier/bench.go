@@ -60,24 +60,24 @@ const (
 // start runs a notifier on fresh streams.
 func (b *bench) start(ctx context.Context, settings string, o chattest.Options) (_ *notifier, err error) {
 	for _, name := range []string{bus.StreamJobs, bus.StreamEvents, bus.StreamAlerts, bus.StreamDead} {
-		if err := b.JetStream.DeleteStream(ctx, name); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+		if err = b.JetStream.DeleteStream(ctx, name); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 			return nil, fmt.Errorf("deleting stream %s: %w", name, err)
 		}
 	}
-	chat, err := chattest.Start(o)
+	chat, err := chattest.Start(o) //nolint:contextcheck // it lives until stop
 	if err != nil {
 		return nil, err
 	}
 	n := &notifier{chat: chat, log: b.Path("notifier.log"), client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
 	defer func() {
 		if err != nil {
-			n.stop()
+			n.stop() //nolint:contextcheck // it must end also when the context has
 		}
 	}()
 	for name, secret := range map[string]string{
 		"slack-url": chat.SlackURL(), "dingtalk-url": chat.DingTalkURL(), "dingtalk-secret": chat.DingTalkSecret(),
 	} {
-		if err := os.WriteFile(b.Path(name), []byte(secret), 0o600); err != nil {
+		if err = os.WriteFile(b.Path(name), []byte(secret), 0o600); err != nil {
 			return nil, err
 		}
 	}
@@ -87,7 +87,7 @@ func (b *bench) start(ctx context.Context, settings string, o chattest.Options) 
 	}
 	n.hook, n.health = fmt.Sprintf("http://127.0.0.1:%d/api/v1/alertmanager", ports[0]), fmt.Sprintf("http://127.0.0.1:%d", ports[1])
 	conf := fmt.Sprintf("nats: {url: %q}\nnotifier:\n  listen: 127.0.0.1:%d\n  reconcile: {interval: -1s}\n%s", b.NATS.URL, ports[0], settings)
-	if err := os.WriteFile(b.Path("lifeboat.yaml"), []byte(conf), 0o600); err != nil {
+	if err = os.WriteFile(b.Path("lifeboat.yaml"), []byte(conf), 0o600); err != nil {
 		return nil, err
 	}
 	n.Process, err = bintest.Start(b.Binary, n.log, nil, "notifier", "--config", b.Path("lifeboat.yaml"),

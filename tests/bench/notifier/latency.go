@@ -73,8 +73,8 @@ func (b *bench) latency(ctx context.Context, f *figures) error {
 	if err != nil {
 		return err
 	}
-	defer n.stop()
-	if err := b.makeRaw(ctx); err != nil {
+	defer n.stop() //nolint:contextcheck // it must end also when the context has
+	if err = b.makeRaw(ctx); err != nil {
 		return err
 	}
 	handled, stop, err := b.rawHandler(ctx)
@@ -151,7 +151,7 @@ func (b *bench) underLoad(ctx context.Context, f *figures) error {
 	if err != nil {
 		return err
 	}
-	defer n.stop()
+	defer n.stop() //nolint:contextcheck // it must end also when the context has
 	var spreads []float64
 	made := 0
 	for i := range b.rounds {

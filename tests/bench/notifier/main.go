@@ -45,7 +45,7 @@ func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 3, "how many times each thing is measured; the median counts")
 	flag.DurationVar(&o.accept, "accept", 4*time.Second, "how long webhooks are posted as fast as they are taken, each round")
-	flag.IntVar(&o.alerts, "alerts", 5, "alerts in a webhook; one is about 0.94 KB, as Alertmanager's are")
+	flag.IntVar(&o.alerts, "alerts", 1, "alerts in a webhook; one is about 0.94 KB, as Alertmanager's are")
 	flag.IntVar(&o.singles, "singles", 300, "webhooks whose way is timed one by one, each round")
 	flag.IntVar(&o.rate, "rate", 200, "webhooks a second under load")
 	flag.DurationVar(&o.load, "load", 10*time.Second, "how long the load lasts, each round")

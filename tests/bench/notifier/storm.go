@@ -27,7 +27,7 @@ func (b *bench) storming(ctx context.Context, f *figures) error {
 	if err != nil {
 		return err
 	}
-	defer n.stop()
+	defer n.stop() //nolint:contextcheck // it must end also when the context has
 	counted := make(chan *lifeboatv1.Event, 1000)
 	sub, err := b.Conn.Subscribe("lifeboat.event.alert.>", func(m *nats.Msg) {
 		e := &lifeboatv1.Event{}
@@ -39,7 +39,7 @@ func (b *bench) storming(ctx context.Context, f *figures) error {
 		return err
 	}
 	defer func() { _ = sub.Unsubscribe() }()
-	if err := b.Conn.Flush(); err != nil {
+	if err = b.Conn.Flush(); err != nil {
 		return err
 	}
 	begun := time.Now()
@@ -48,7 +48,7 @@ func (b *bench) storming(ctx context.Context, f *figures) error {
 		if i%stormCritical == stormCritical-1 {
 			severity = "critical"
 		}
-		if err := n.post(ctx, b.webhook(name, severity, stormAlerts)); err != nil {
+		if err = n.post(ctx, b.webhook(name, severity, stormAlerts)); err != nil {
 			return err
 		}
 	}
@@ -60,9 +60,9 @@ func (b *bench) storming(ctx context.Context, f *figures) error {
 	for left["ops-slack"] > 0 || left["ops-dingtalk"] > 0 {
 		select {
 		case e := <-counted:
-			alerts, err := strconv.Atoi(e.GetAttributes()["alerts"])
-			if err != nil {
-				return fmt.Errorf("an event without its alerts: %w", err)
+			alerts, wrong := strconv.Atoi(e.GetAttributes()["alerts"])
+			if wrong != nil {
+				return fmt.Errorf("an event without its alerts: %w", wrong)
 			}
 			left[e.GetAttributes()["receiver"]] -= alerts
 			verbs[e.GetAttributes()["receiver"]+" "+e.GetVerb()] += alerts

@@ -34,15 +34,15 @@ func TestMain(m *testing.M) {
 }
 
 // connect makes a bus and the streams.
-func connect(t testing.TB, url string) *bus.Bus {
-	t.Helper()
+func connect(tb testing.TB, url string) *bus.Bus {
+	tb.Helper()
 	b, err := bus.Connect(bus.Options{
 		Config: config.NATS{URL: url}, Actor: "lifeboat-notifier@test", Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = b.Close() })
-	require.Eventually(t, func() bool { return b.Connected() == nil }, 20*time.Second, 5*time.Millisecond)
-	require.NoError(t, b.EnsureStreams(t.Context()))
+	require.NoError(tb, err)
+	tb.Cleanup(func() { _ = b.Close() })
+	require.Eventually(tb, func() bool { return b.Connected() == nil }, 20*time.Second, 5*time.Millisecond)
+	require.NoError(tb, b.EnsureStreams(tb.Context()))
 	return b
 }
 
@@ -87,9 +87,9 @@ type process struct {
 	reg   *prometheus.Registry
 }
 
-func newProcess(t testing.TB, b *bus.Bus, now func() time.Time) *process {
-	t.Helper()
-	p := &process{t: t, store: &store{Store: b}, reg: prometheus.NewRegistry()}
+func newProcess(tb testing.TB, b *bus.Bus, now func() time.Time) *process {
+	tb.Helper()
+	p := &process{t: tb, store: &store{Store: b}, reg: prometheus.NewRegistry()}
 	p.Budgets = budget.New(budget.Options{Store: p.store, Now: now, Logger: slog.New(slog.DiscardHandler), Registerer: p.reg})
 	return p
 }
@@ -253,6 +253,11 @@ func TestLate(t *testing.T) {
 	// What was counted was forgotten meanwhile.
 	require.NoError(t, a.Late(t.Context(), "robot", rule, begun, c.now()))
 	assert.Equal(t, 1, b.state(rule).Left)
+	// And what somebody else was sent long before it began is not moved in its place.
+	begun = c.now().Add(3 * time.Second)
+	c.advance(5 * time.Second)
+	require.NoError(t, a.Late(t.Context(), "robot", rule, begun, c.now()))
+	assert.Zero(t, b.state(rule).Left)
 }
 
 func TestASlowCountIsLate(t *testing.T) {
@@ -355,8 +360,8 @@ func TestNothingIsSentWhileNATSIsAway(t *testing.T) {
 	require.Error(t, err)
 	require.NoError(t, s.Restart())
 	require.Eventually(t, func() bool {
-		d, err := a.Take(t.Context(), "robot", rule, false)
-		return err == nil && d == 0
+		d, taking := a.Take(t.Context(), "robot", rule, false)
+		return taking == nil && d == 0
 	}, 20*time.Second, 10*time.Millisecond)
 	var raw lifeboatv1.Budget
 	_, _, err = a.store.Store.Last(t.Context(), bus.StreamAlerts, bus.BudgetSubject("robot"), &raw)

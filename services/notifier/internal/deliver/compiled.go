@@ -42,16 +42,28 @@ func (d *Deliverer) current() (*compiled, error) {
 	for _, r := range cfg.Notifier.Receivers {
 		c.receivers[r.Name] = r
 		if old := d.compiled; old != nil && reflect.DeepEqual(old.receivers[r.Name], r) && old.senders[r.Name] != nil {
-			c.senders[r.Name] = old.senders[r.Name]
-			continue
+			if _, failed := old.senders[r.Name].(broken); !failed {
+				c.senders[r.Name] = old.senders[r.Name]
+				continue
+			}
 		}
 		if c.senders[r.Name], err = d.o.Sender(r); err != nil {
-			return nil, fmt.Errorf("preparing receiver %s: %w", r.Name, err)
+			// The others need not wait for this one, and its fallback takes over.
+			d.o.Logger.Error("a receiver cannot be prepared", slog.String("receiver", r.Name), slog.Any("err", err))
+			c.senders[r.Name] = broken{err: err}
 		}
 	}
 	d.compiled = c
 	return c, nil
 }
+
+// broken stands for a sender that could not be made. Without a key it is never asked to send.
+type broken struct {
+	Sender
+	err error
+}
+
+func (b broken) Key() (string, error) { return "", b.err }
 
 // receiver is the one with a name, and its sender.
 func (c *compiled) receiver(name string) (config.Receiver, Sender, error) {

@@ -96,7 +96,9 @@ type Options struct {
 	Budgets Budgets
 	Pages   Pages
 	// Links makes the signed links that silence a group; it may return none.
-	Links      func(cfg config.Interactions, words notice.Words, matchers map[string]string, comment string) []notice.Link
+	Links func(cfg config.Interactions, words notice.Words, matchers map[string]string, comment string) []notice.Link
+	// GiveWay returns when the next step may go on, which is soon; nil: always at once.
+	GiveWay    func(context.Context)
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 	Now        func() time.Time
@@ -115,4 +117,11 @@ type Deliverer struct {
 // New makes a deliverer.
 func New(o Options) *Deliverer {
 	return &Deliverer{o: o, metrics: newMetrics(o.Registerer)}
+}
+
+// giveWay lets what is more urgent go first: webhooks that are being taken.
+func (d *Deliverer) giveWay(ctx context.Context) {
+	if d.o.GiveWay != nil {
+		d.o.GiveWay(ctx)
+	}
 }

@@ -16,6 +16,9 @@ package deliver
 //	send       critical groups first, each in a message of its own, or in digests when there are more than the limit lets through soon
 //	send       the others: each group in its own message while that is a matter of seconds, else as many as fit in one digest
 //
+// What fails again and again is put aside while others wait, and what is not critical gets a turn now and then while critical ones never
+// cease. A message of several parts of which one was sent goes on before anything of its kind.
+//
 // A delivery that is not the head is deleted from the stream once it is done, the head is acknowledged.
 //
 // What survives a crash. Before the send: everything, the next holder begins anew. After the send and before the group's state is

@@ -2,13 +2,15 @@ package deliver_test
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +48,10 @@ type lab struct {
 	ends   []*lifeboatv1.Event
 	letter []*lifeboatv1.DeadLetter
 	news   chan struct{}
+	// broken is a receiver whose sender cannot be made.
+	broken string
+	// refuses makes NATS refuse so many states of groups.
+	refuses atomic.Int64
 }
 
 func newLab(t *testing.T, notifier string) *lab {
@@ -123,8 +129,13 @@ func (l *lab) run(actor string) (stop func()) {
 	require.NoError(l.t, err)
 	b, reg := l.connect(actor), prometheus.NewRegistry()
 	d := deliver.New(deliver.Options{
-		Bus: b, Config: l.cfg, Changed: make(chan struct{}), Logger: log, Registerer: reg, Now: l.now, Pages: noPages{},
-		Sender:  func(r config.Receiver) (deliver.Sender, error) { return &sender{l.chat, r.Name, actor}, nil },
+		Bus: &store{b, l}, Config: l.cfg, Changed: make(chan struct{}), Logger: log, Registerer: reg, Now: l.now, Pages: noPages{},
+		Sender: func(r config.Receiver) (deliver.Sender, error) {
+			if r.Name == l.broken {
+				return nil, errors.New("its file is not there")
+			}
+			return &sender{l.chat, r.Name, actor}, nil
+		},
 		Budgets: budget.New(budget.Options{Store: b, Now: l.now, Logger: log, Registerer: reg}),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -138,6 +149,19 @@ func (l *lab) run(actor string) (stop func()) {
 	})
 	l.t.Cleanup(stop)
 	return stop
+}
+
+// store is NATS, but for what it refuses.
+type store struct {
+	*bus.Bus
+	l *lab
+}
+
+func (s *store) PutState(ctx context.Context, state bus.State) (uint64, error) {
+	if strings.HasPrefix(state.Subject, bus.GroupSubject("one", "")) && s.l.refuses.Add(-1) >= 0 {
+		return 0, errors.New("no space left on device")
+	}
+	return s.Bus.PutState(ctx, state)
 }
 
 type testWriter struct{ t *testing.T }
@@ -222,6 +246,15 @@ func (l *lab) send(group string, alerts ...*lifeboatv1.Alert) {
 	require.NoError(l.t, err)
 }
 
+// trouble is what stands in a budget.
+func (l *lab) trouble(key string) string {
+	b := &lifeboatv1.Budget{}
+	if _, _, err := l.bus.Last(l.t.Context(), bus.StreamAlerts, bus.BudgetSubject(key), b); err != nil {
+		return err.Error()
+	}
+	return b.GetTrouble()
+}
+
 func alert(name, status, severity string) *lifeboatv1.Alert {
 	starts := time.Date(2026, 11, 21, 4, 0, 0, 0, time.UTC)
 	a := &lifeboatv1.Alert{
@@ -260,107 +293,4 @@ func (l *lab) waitQueued(n uint64) {
 		}
 		return err == nil && sum == n
 	}, patience, 10*time.Millisecond)
-}
-
-// chat takes messages, or answers as it is told.
-type chat struct {
-	mu      sync.Mutex
-	sent    []message
-	answers []func(receiver string, n notice.Notice) error
-	asked   int
-	parts   int
-	changed chan struct{}
-}
-
-func newChat() *chat { return &chat{changed: make(chan struct{}), parts: 1} }
-
-// answer is asked for each request until it says nil-able; a rule returns nil to let it pass.
-func (c *chat) rule(f func(receiver string, n notice.Notice) error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.answers = nil
-	if f != nil {
-		c.answers = append(c.answers, f)
-	}
-}
-
-func (c *chat) messages() []message {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Clone(c.sent)
-}
-
-func (c *chat) requests() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.asked
-}
-
-func (c *chat) titles() []string {
-	var out []string
-	for _, m := range c.messages() {
-		out = append(out, m.receiver+": "+m.notice.Title)
-	}
-	return out
-}
-
-func (c *chat) news() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.changed
-}
-
-// sender is a receiver's way into the chat.
-type sender struct {
-	chat     *chat
-	receiver string
-	by       string
-}
-
-func (s *sender) Key() (string, error) { return "chat-" + s.receiver, nil }
-
-func (s *sender) Split(n notice.Notice) []notice.Notice {
-	s.chat.mu.Lock()
-	defer s.chat.mu.Unlock()
-	out := make([]notice.Notice, 0, s.chat.parts)
-	for i := range s.chat.parts {
-		part := n
-		if s.chat.parts > 1 {
-			part.Footer = fmt.Sprintf("part %d", i+1)
-		}
-		out = append(out, part)
-	}
-	return out
-}
-
-func (s *sender) Send(ctx context.Context, n notice.Notice, before notice.Ref, take notice.Take) (notice.Ref, error) {
-	call := notice.Post
-	if before.ID != "" {
-		call = notice.Update
-	}
-	if err := take(ctx, call); err != nil {
-		return notice.Ref{}, err
-	}
-	c := s.chat
-	c.mu.Lock()
-	rules := slices.Clone(c.answers)
-	c.asked++
-	close(c.changed)
-	c.changed = make(chan struct{})
-	c.mu.Unlock()
-	for _, rule := range rules {
-		if err := rule(s.receiver, n); err != nil {
-			return notice.Ref{}, err
-		}
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	ref := before
-	if ref.ID == "" {
-		ref = notice.Ref{Channel: s.receiver, ID: strconv.Itoa(len(c.sent) + 1), Posted: time.Now()}
-	}
-	c.sent = append(c.sent, message{s.by, s.receiver, n, before, ref})
-	close(c.changed)
-	c.changed = make(chan struct{})
-	return ref, nil
 }

@@ -27,6 +27,13 @@ type item struct {
 	head             bool
 	// alone is for one that a digest could not carry.
 	alone bool
+	// failed is how often the chat did not take it, aside until when others go first because of that, and suspect that others were
+	// taken meanwhile.
+	failed  int
+	aside   time.Time
+	suspect bool
+	// stays says that the fallback has had it already.
+	stays bool
 	// decoded is the head's: it is usually sent at once.
 	decoded *lifeboatv1.Delivery
 }
@@ -86,6 +93,8 @@ type lane struct {
 	next    uint64
 	items   []*item
 	bytes   int
+	// filled says that it was full, and is read again when half of that is done: a page that is read may hold thousands.
+	filled bool
 }
 
 func newBacklog(receiver string) *backlog {
@@ -112,11 +121,12 @@ var errFull = errors.New("enough has been read")
 func (b *backlog) read(ctx context.Context, stream Bus) error {
 	for i := range b.lanes {
 		l := &b.lanes[i]
-		if l.full() {
+		if l.filled = l.full() || (l.filled && !l.half()); l.filled {
 			continue
 		}
 		err := stream.ScanFrom(ctx, bus.StreamAlerts, l.subject, l.next, func(m *bus.Message) error {
 			if l.full() {
+				l.filled = true
 				return errFull
 			}
 			l.next = m.Seq + 1
@@ -135,7 +145,9 @@ func (b *backlog) read(ctx context.Context, stream Bus) error {
 
 func (l *lane) full() bool { return len(l.items) >= backlogItems || l.bytes >= backlogBytes }
 
-// all are the items in their order of arrival, critical ones first.
+func (l *lane) half() bool { return len(l.items) <= backlogItems/2 && l.bytes <= backlogBytes/2 }
+
+// all are the items in the order of arrival of each lane, critical ones first.
 func (b *backlog) all() []*item { return slices.Concat(b.lanes[0].items, b.lanes[1].items) }
 
 func (b *backlog) critical() []*item { return b.lanes[0].items }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
 
@@ -15,24 +16,29 @@ import (
 
 // expire hands on what has waited for too long here, and puts what has waited for too long anywhere into the dead letters.
 func (t *turn) expire(ctx context.Context) error {
-	now := t.d.o.Now()
+	now, limit := t.d.o.Now(), t.c.cfg.Notifier.GiveUpAfter
+	trouble := sync.OnceValue(func() string { return t.trouble(ctx) })
+	// The head comes last: when it is a dead letter, the turn is over.
+	head := error(nil)
 	for _, it := range t.backlog.all() {
-		switch age := now.Sub(it.received); {
-		case now.Sub(it.stored) >= t.c.cfg.Notifier.GiveUpAfter:
-			why := fmt.Errorf("not delivered within %s: %s", t.c.cfg.Notifier.GiveUpAfter, cmp.Or(t.trouble(ctx), "no room for it"))
+		// What was held, or handed on to here, began to wait only then.
+		switch age := now.Sub(it.stored); {
+		case age >= limit:
+			why := fmt.Errorf("not delivered within %s: %s", limit, cmp.Or(trouble(), "no room for it"))
 			if it.head {
-				return bus.Terminal("gave_up", why)
-			}
-			if err := t.bury(ctx, it, "gave_up", why); err != nil {
+				head = bus.Terminal("gave_up", why)
+			} else if err := t.bury(ctx, it, "gave_up", why); err != nil {
 				return err
 			}
-		case age >= t.receiver.FallbackAfter:
-			if _, err := t.handOn(ctx, it, t.trouble(ctx)); err != nil {
+		case t.receiver.Fallback != "" && !it.stays && age >= t.receiver.FallbackAfter:
+			on, err := t.handOn(ctx, it, trouble())
+			if err != nil {
 				return err
 			}
+			it.stays = !on
 		}
 	}
-	return nil
+	return head
 }
 
 // trouble is why deliveries come late; empty when that is not known.

@@ -29,7 +29,7 @@ func (p *pages) page(ctx context.Context, a *lifeboatv1.Alert) runbook.Page {
 func (p *pages) forRender(ctx context.Context) func(*lifeboatv1.Alert) render.Page {
 	return func(a *lifeboatv1.Alert) render.Page {
 		page := p.page(ctx, a)
-		return render.Page{Link: page.Link, Dead: page.Dead, Steps: page.Steps}
+		return render.Page{Found: page.Found, Link: page.Link, Dead: page.Dead, Steps: page.Steps}
 	}
 }
 

@@ -30,6 +30,14 @@ type queue struct {
 	// failures in a row, and until when the chat is left alone because of them.
 	failures  int64
 	notBefore time.Time
+	// unsaved are groups that were told and whose state could not be written, by subject.
+	unsaved map[string]unsaved
+	// doubted is until when something may have been told without a record of it.
+	doubted time.Time
+	// troubled says that the budget may still name trouble that is over.
+	troubled bool
+	// others is when those that are not critical had their turn, since critical ones have been sent before them.
+	others time.Time
 }
 
 // busyError says that nothing may be sent now.
@@ -55,17 +63,25 @@ type turn struct {
 	rule     budget.Rule
 	head     *item
 	headDone bool
+	// begun are the items of the unit of which a part was sent.
+	begun []*item
+	// sent says that the chat took something.
+	sent bool
 }
 
 // handle does the head, and before it what is more urgent. It returns when the head is done: nil, or bus.Terminal to make it a
 // dead letter; any other error is NATS's, or a stop, and the head comes again.
 func (q *queue) handle(ctx context.Context, m *bus.Message) (err error) {
+	q.d.giveWay(ctx)
 	t := &turn{queue: q}
 	var d *lifeboatv1.Delivery
 	if t.head, d, err = newItem(m); err != nil {
 		return err
 	}
 	t.head.head, t.head.decoded = true, d
+	if m.Delivery > 1 {
+		q.doubted = q.d.o.Now()
+	}
 	if err = t.prepare(ctx); err != nil {
 		return err
 	}
@@ -97,14 +113,14 @@ func (t *turn) prepare(ctx context.Context) (err error) {
 func (t *turn) run(ctx context.Context) error {
 	if t.backlog == nil && t.key != "" && !t.d.o.Now().Before(t.notBefore) {
 		// The usual case: there is room, and nothing has to be weighed.
-		err := t.do(ctx, unit{items: []*item{t.head}})
+		u := unit{items: []*item{t.head}, critical: t.head.critical}
+		err := t.do(ctx, u)
 		if err == nil {
 			return t.well(ctx)
 		}
-		if err = t.judge(ctx, unit{items: []*item{t.head}}, err); err != nil {
+		if err = t.judge(ctx, u, err); err != nil {
 			return err
 		}
-		t.backlog = newBacklog(t.name)
 	}
 	if t.backlog == nil {
 		t.backlog = newBacklog(t.name)
@@ -139,11 +155,45 @@ func (t *turn) step(ctx context.Context) error {
 		return t.sleep(ctx, max(wait, time.Millisecond))
 	}
 	u := t.pick()
+	before := t.sent
+	t.sent = false
 	if err := t.do(ctx, u); err != nil {
+		t.sent = before
 		return t.judge(ctx, u, err)
 	}
-	t.failures = 0
+	if t.sent {
+		t.succeeded()
+		if u.critical && t.others.IsZero() {
+			t.others = t.d.o.Now()
+		}
+	}
+	t.sent, t.begun = t.sent || before, nil
 	return nil
+}
+
+// succeeded notes that the chat takes something: what it did not take before gets one more chance at once, and is the culprit
+// when that fails, too.
+func (t *turn) succeeded() {
+	if t.failures == 0 {
+		return
+	}
+	t.failures = 0
+	for _, it := range t.backlog.all() {
+		if it.failed >= asideFrom && !it.suspect {
+			it.suspect, it.aside = true, time.Time{}
+		}
+	}
+}
+
+// tryOthers lets others go before a unit that has failed often.
+func (t *turn) tryOthers(u unit) {
+	for _, it := range u.items {
+		if it.failed++; it.failed < asideFrom && !it.suspect {
+			continue
+		}
+		it.aside = t.d.o.Now().Add(min(asideFirst<<min(max(it.failed-asideFrom, 0), 4), asideMost))
+		it.alone = it.alone || (it.suspect && len(u.items) > 1)
+	}
 }
 
 // refresh reads what has come, and finds the head in it.
@@ -153,8 +203,12 @@ func (t *turn) refresh(ctx context.Context) error {
 	}
 	for _, it := range t.backlog.all() {
 		if it.seq == t.head.seq {
+			if it == t.head {
+				return nil
+			}
 			it.head, it.attempt = true, t.head.attempt
-			it.alone = it.alone || t.head.alone
+			it.alone, it.stays = it.alone || t.head.alone, it.stays || t.head.stays
+			it.failed, it.aside, it.suspect = max(it.failed, t.head.failed), t.head.aside, it.suspect || t.head.suspect
 			t.head = it
 			return nil
 		}
@@ -168,14 +222,9 @@ func (t *turn) refresh(ctx context.Context) error {
 func (t *turn) judge(ctx context.Context, u unit, err error) error {
 	if busy, ok := errors.AsType[*busyError](err); ok {
 		if busy.wait >= noticeable {
-			state, err := t.d.o.Budgets.State(ctx, t.key, t.rule)
-			if err != nil {
+			t.others = time.Time{}
+			if err = t.explain(ctx); err != nil {
 				return err
-			}
-			if state.Trouble == "" {
-				if err := t.d.o.Budgets.Trouble(ctx, t.key, fmt.Sprintf("%s takes %d messages in %s", chat(t.receiver), t.rule.Messages, t.rule.Per)); err != nil {
-					return err
-				}
 			}
 		}
 		return t.sleep(ctx, busy.wait)
@@ -187,8 +236,14 @@ func (t *turn) judge(ctx context.Context, u unit, err error) error {
 	reason, terminal := bus.TerminalReason(refused.err)
 	if !terminal {
 		t.d.metrics.failed.WithLabelValues(t.name, "retry").Inc()
+		// The answer may have been lost, and not the message.
+		t.doubted, t.troubled = t.d.o.Now(), true
+		if _, told := bus.RetryDelay(refused.err); !told {
+			t.tryOthers(u)
+		}
 		return t.failed(ctx, refused.err)
 	}
+	t.begun = nil
 	t.d.metrics.failed.WithLabelValues(t.name, reason).Inc()
 	if len(u.items) > 1 {
 		// It may be one of them that the chat does not take.
@@ -208,6 +263,16 @@ func (t *turn) judge(ctx context.Context, u unit, err error) error {
 	return t.bury(ctx, u.items[0], reason, refused.err)
 }
 
+// explain notes that our own limit makes what waits late, if nothing else does.
+func (t *turn) explain(ctx context.Context) error {
+	state, err := t.d.o.Budgets.State(ctx, t.key, t.rule)
+	if err != nil || state.Trouble != "" {
+		return err
+	}
+	t.troubled = true
+	return t.d.o.Budgets.Trouble(ctx, t.key, fmt.Sprintf("%s takes %d messages in %s", chat(t.receiver), t.rule.Messages, t.rule.Per))
+}
+
 // failed leaves the chat alone for a while: for as long as it says, which every process has to know, or ever longer.
 func (t *turn) failed(ctx context.Context, err error) error {
 	b := t.d.o.Budgets
@@ -216,14 +281,21 @@ func (t *turn) failed(ctx context.Context, err error) error {
 		if t.failures++; errors.Is(err, notice.ErrThrottled) {
 			why = chat(t.receiver) + " throttled"
 		}
-		t.d.o.Logger.WarnContext(ctx, "leaving the chat alone", slog.String("receiver", t.name), slog.Duration("after", after), slog.Any("err", err))
-		if err := b.Pause(ctx, t.key, t.d.o.Now().Add(after), why); err != nil {
+		t.d.o.Logger.WarnContext(ctx, "leaving the chat alone", slog.String("receiver", t.name), slog.String("after", after.String()), slog.Any("err", err))
+		until := t.d.o.Now().Add(after)
+		if err = b.Pause(ctx, t.key, until, why); err != nil {
 			return fmt.Errorf("pausing %s: %w", t.name, err)
+		}
+		if s := t.receiver.Slack; s != nil && s.BotTokenFile != "" {
+			// Changes of messages have a budget of their own.
+			if err = b.Pause(ctx, t.key+updatesKey, until, why); err != nil {
+				return fmt.Errorf("pausing the changes of %s: %w", t.name, err)
+			}
 		}
 		return nil
 	}
 	t.fail(ctx, err)
-	if err := b.Trouble(ctx, t.key, err.Error()); err != nil {
+	if err = b.Trouble(ctx, t.key, err.Error()); err != nil {
 		return fmt.Errorf("recording the trouble of %s: %w", t.name, err)
 	}
 	return nil
@@ -235,20 +307,22 @@ func (t *turn) fail(ctx context.Context, err error) {
 	after := bus.Exponential(time.Second, 2*time.Minute)(t.failures)
 	t.notBefore = t.d.o.Now().Add(after)
 	t.d.o.Logger.WarnContext(ctx, "will try again", slog.String("receiver", t.name), slog.Int64("failures", t.failures),
-		slog.Duration("after", after), slog.Any("err", err))
+		slog.String("after", after.Round(time.Millisecond).String()), slog.Any("err", err))
 }
 
 // well forgets trouble that is over.
 func (t *turn) well(ctx context.Context) error {
 	// Only what comes late was in trouble, and only then it costs a look.
-	if t.key == "" || (t.failures == 0 && !t.late(t.head)) {
+	if t.key == "" || !t.sent || (t.failures == 0 && !t.troubled && !t.late(t.head)) {
 		return nil
 	}
 	t.failures = 0
 	if err := t.d.o.Budgets.Well(ctx, t.key); err != nil {
 		// The next success says it again.
 		t.d.o.Logger.WarnContext(ctx, "could not record that a chat is well", slog.String("receiver", t.name), slog.Any("err", err))
+		return nil
 	}
+	t.troubled = false
 	return nil
 }
 

@@ -207,6 +207,7 @@ func TestWhatIsMutedIsToldAfterwardsIfItStillFires(t *testing.T) {
 	l.send("g", alert("Stays", "firing", "warning"), alert("Ends", "firing", "warning"), alert("Urgent", "firing", "critical"))
 	l.send("g", alert("Ends", "resolved", "warning"))
 	l.waitEnded(map[string]int{"delivered": 1})
+	require.Eventually(t, func() bool { return l.held() == 2 }, patience, 10*time.Millisecond)
 	assert.Contains(t, l.chat.titles()[0], "Urgent")
 	l.pass(24 * time.Hour)
 	l.wait("what was held", func() bool { return len(l.chat.messages()) == 2 })

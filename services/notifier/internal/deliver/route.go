@@ -23,6 +23,7 @@ const firing = "firing"
 
 // route gives the alerts of one notification to their receivers.
 func (d *Deliverer) route(ctx context.Context, m *bus.Message) error {
+	d.giveWay(ctx)
 	n := &lifeboatv1.Notification{}
 	if err := bus.Decode(m.Data, n); err != nil {
 		return bus.Terminal("malformed", fmt.Errorf("decoding notification: %w", err))

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -28,6 +31,8 @@ type told struct {
 	state      *lifeboatv1.Group
 	result     fold.Result
 	pages      *pages
+	// before are those of the items that were told by an attempt whose state could not be written.
+	before map[uint64]bool
 }
 
 // do folds a unit into what its groups' receivers know, sends what is news, and settles its deliveries. A busyError: there is no
@@ -43,6 +48,7 @@ func (t *turn) do(ctx context.Context, u unit) error {
 			news = append(news, g)
 		}
 	}
+	u.digest = u.digest && len(news) > 1 // of one group there is nothing to sum up
 	if len(news) > 0 {
 		if err := t.tell(ctx, u, news); err != nil {
 			return err
@@ -73,8 +79,10 @@ func (t *turn) fold(ctx context.Context, u unit) ([]*told, error) {
 				return nil, err
 			}
 			g.deliveries = append(g.deliveries, d)
+			// After an attempt whose end is not known it may have been told to fire: that it ended must be told then.
+			muted := d.GetHeldFor() != "" && it.stored.After(t.doubted)
 			for _, a := range d.GetNotification().GetAlerts() {
-				g.arrivals = append(g.arrivals, fold.Arrival{Alert: a, Received: it.received, Muted: d.GetHeldFor() != ""})
+				g.arrivals = append(g.arrivals, fold.Arrival{Alert: a, Received: it.received, Muted: muted})
 			}
 			if i := len(g.deliveries) - 1; i == 0 || d.GetRepeatInterval().AsDuration() < g.policy.Repeat {
 				g.policy.Repeat = d.GetRepeatInterval().AsDuration()
@@ -96,7 +104,12 @@ func (t *turn) load(ctx context.Context, g *told) (err error) {
 	if g.seq, _, err = t.d.o.Bus.Last(ctx, bus.StreamAlerts, g.subject, g.state); err != nil {
 		return fmt.Errorf("reading what %s was told: %w", t.name, err)
 	}
+	kept, ok := t.unsaved[g.subject]
+	if ok = ok && kept.seq == g.seq; ok {
+		g.state, g.before = proto.CloneOf(kept.group), kept.items
+	}
 	g.result = fold.Fold(g.state, g.arrivals, g.policy, t.d.o.Now())
+	g.result.Changed = g.result.Changed || ok
 	return nil
 }
 
@@ -118,9 +131,14 @@ func (t *turn) tell(ctx context.Context, u unit, news []*told) error {
 	first := news[0]
 	before := refOf(first.state)
 	var n notice.Notice
-	if u.digest && len(news) > 1 {
+	if u.digest {
 		before = notice.Ref{}
 		n = t.c.renderer.Digest(inputs, trouble)
+		for _, g := range news {
+			if g.result.Begins && fresh(g) {
+				g.state.Message = nil // the one that it had is of something that is over, and nobody would see it change
+			}
+		}
 	} else {
 		if fresh(first) {
 			before = notice.Ref{}
@@ -130,15 +148,21 @@ func (t *turn) tell(ctx context.Context, u unit, news []*told) error {
 			return &chatError{bus.Terminal("render", err)}
 		}
 	}
-	n.Critical = n.Critical || u.critical
+	n.Critical = n.Critical || u.critical || u.reserve
 	return t.send(ctx, u, first, t.sender.Split(n), before)
 }
 
 // input is what the renderer needs of a group.
 func (t *turn) input(ctx context.Context, g *told, trouble string, now time.Time) render.Input {
-	d := proto.CloneOf(g.deliveries[len(g.deliveries)-1])
+	d := withAlerts(g.deliveries[len(g.deliveries)-1], nil)
 	d.Notification.ReceivedAt = timestamppb.New(g.items[0].received)
-	d.Notification.Alerts = nil
+	for _, one := range g.deliveries {
+		for _, who := range one.GetMentions() {
+			if !slices.Contains(d.GetMentions(), who) {
+				d.Mentions = append(d.Mentions, who)
+			}
+		}
+	}
 	notes, known := map[string]string{}, map[string]bool{}
 	words := notice.In(t.receiver.Language)
 	for _, c := range g.result.Tell {
@@ -205,13 +229,17 @@ func messageOf(r notice.Ref) *lifeboatv1.ChatMessage {
 
 // send sends the parts of a notice, those that were sent before a crash excepted, and notes in the group how far it got.
 func (t *turn) send(ctx context.Context, u unit, g *told, parts []notice.Notice, before notice.Ref) error {
-	id := u.items[0].id + " " + u.items[len(u.items)-1].id
+	id := progress(u, parts)
 	done := 0
 	if g.state.GetDeliveryId() == id {
-		done = min(int(g.state.GetMessagesSent()), len(parts)-1)
-		before = refOf(g.state)
+		if done = min(int(g.state.GetMessagesSent()), len(parts)-1); !u.digest {
+			before = refOf(g.state)
+		}
 	}
 	for i := done; i < len(parts); i++ {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		place := notice.Ref{}
 		if i == 0 {
 			place = before
@@ -223,18 +251,39 @@ func (t *turn) send(ctx context.Context, u unit, g *told, parts []notice.Notice,
 		sent := i
 		if err == nil {
 			sent++
+			t.sent = true
 			t.d.metrics.delivered.WithLabelValues(t.name, kind(u)).Inc()
 		}
 		if sent < len(parts) && (sent > done || ref.ID != "") {
 			if noted := t.note(ctx, g, id, sent); noted != nil {
 				return errors.Join(noted, err)
 			}
+			t.begun = u.items
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// progress names what is sent: these deliveries, parted like this. Of another unit, or one that is parted in another way because the
+// configuration is another one, as many messages would leave something out.
+func progress(u unit, parts []notice.Notice) string {
+	var what []string
+	for _, it := range u.items {
+		what = append(what, it.id, strconv.FormatUint(it.seq, 10))
+	}
+	for _, p := range parts {
+		what = append(what, "part", p.Body, strconv.Itoa(p.More))
+		for _, i := range p.Items {
+			what = append(what, i.Name, strconv.FormatBool(i.Firing), i.Starts.String(), strconv.Itoa(i.Count))
+			for _, l := range i.Labels {
+				what = append(what, l.Name, l.Value)
+			}
+		}
+	}
+	return u.items[0].id + " " + hash(what...)
 }
 
 func kind(u unit) string {
@@ -254,6 +303,9 @@ func (t *turn) note(ctx context.Context, g *told, id string, sent int) error {
 	g.seq = seq
 	return nil
 }
+
+// updatesKey follows the key of the budget for changes of messages.
+const updatesKey = "-update"
 
 // updates are how often messages may be changed: Slack takes 50 a minute (docs.slack.dev, rate limits, tier 3).
 func updates(rule budget.Rule) budget.Rule {
@@ -290,8 +342,9 @@ func (t *turn) sendPart(ctx context.Context, n notice.Notice, before notice.Ref)
 	attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTimeout)
 	defer cancel()
 	ref, err := t.sender.Send(attempt, n, before, take)
-	if late := t.d.o.Budgets.Late(attempt, t.key, t.rule, begun, t.d.o.Now()); late != nil {
-		return ref, errors.Join(late, err)
+	// What the chat answered counts more than this: a budget that is a second off does no harm, and a chat that hangs must be known to.
+	if late := t.d.o.Budgets.Late(context.WithoutCancel(ctx), t.key, t.rule, begun, t.d.o.Now()); late != nil {
+		t.d.o.Logger.WarnContext(ctx, "could not count when a message was sent", slog.String("receiver", t.name), slog.Any("err", late))
 	}
 	switch {
 	case err == nil:
@@ -305,7 +358,7 @@ func (t *turn) sendPart(ctx context.Context, n notice.Notice, before notice.Ref)
 func (t *turn) take(ctx context.Context, call notice.Call, critical bool) (wait time.Duration, err error) {
 	key, rule := t.key, t.rule
 	if call == notice.Update {
-		key, rule = key+"-update", updates(rule)
+		key, rule = key+updatesKey, updates(rule)
 	}
 	if wait, err = t.d.o.Budgets.Take(ctx, key, rule, critical); err != nil {
 		return 0, fmt.Errorf("asking for room at %s: %w", t.name, err)

@@ -8,8 +8,10 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -28,14 +30,22 @@ func (t *turn) settle(ctx context.Context, u unit, g *told) error {
 	if err := t.hold(ctx, g); err != nil {
 		return err
 	}
-	if err := t.write(ctx, g); err != nil {
+	events := make([]*lifeboatv1.Event, len(g.items))
+	for i, it := range g.items {
+		events[i] = t.event(u, g, it, g.deliveries[i])
+	}
+	// That a delivery ended is true whether the state can be written or not, and its event is stored once: neither waits for the other.
+	var both errgroup.Group
+	both.SetLimit(atOnce)
+	both.Go(func() error { return t.write(ctx, g) })
+	for i := range events {
+		both.Go(func() error { return t.record(ctx, g.items[i], events[i], kind(u)) })
+	}
+	if err := both.Wait(); err != nil {
 		return err
 	}
 	t.count(ctx, g)
-	for i, it := range g.items {
-		if err := t.record(ctx, u, g, it, g.deliveries[i]); err != nil {
-			return err
-		}
+	for _, it := range g.items {
 		if err := t.remove(ctx, it); err != nil {
 			return err
 		}
@@ -43,23 +53,53 @@ func (t *turn) settle(ctx context.Context, u unit, g *told) error {
 	return nil
 }
 
-// hold puts by the alerts that flap, until they are told in sum.
+// atOnce is how many records of a unit are written at once.
+const atOnce = 16
+
+// hold puts by the alerts that flap, until they are told in sum. Each keeps when it was received, for that decides which state is newer.
 func (t *turn) hold(ctx context.Context, g *told) error {
-	until := map[time.Time][]*lifeboatv1.Alert{}
+	type moments struct{ until, received int64 }
+	alike := map[moments][]fold.Held{}
 	for _, h := range g.result.Held {
-		until[h.Until] = append(until[h.Until], h.Alert)
+		at := moments{h.Until.UnixNano(), h.Received.UnixNano()}
+		alike[at] = append(alike[at], h)
 	}
 	last := g.deliveries[len(g.deliveries)-1]
-	for at, alerts := range until {
-		d := proto.CloneOf(last)
-		d.Id = fmt.Sprintf("%s.until-%d", last.GetId(), at.Unix())
-		d.Notification.Alerts = alerts
-		d.HeldUntil, d.MuteTimeIntervals, d.ActiveTimeIntervals = timestamppb.New(at), nil, nil
-		if _, err := t.d.o.Bus.Publish(ctx, bus.Outgoing{Subject: bus.HeldSubject(t.name), Message: d, ID: d.GetId()}); err != nil {
-			return fmt.Errorf("putting by what flaps: %w", err)
+	var all []bus.Outgoing
+	for _, held := range alike {
+		alerts := make([][]*lifeboatv1.Alert, 0, len(held))
+		for _, h := range held {
+			alerts = append(alerts, []*lifeboatv1.Alert{h.Alert})
+		}
+		for _, some := range chunks(alerts) {
+			d := withAlerts(last, some)
+			d.Notification.ReceivedAt = timestamppb.New(held[0].Received)
+			d.HeldUntil, d.MuteTimeIntervals, d.ActiveTimeIntervals = timestamppb.New(held[0].Until), nil, nil
+			// The server drops a second message of an id: it has to name what is in it, not only until when.
+			what := []string{held[0].Until.String(), held[0].Received.String()}
+			for _, a := range some {
+				what = append(what, stateKey(a), a.GetStatus(), a.GetStartsAt().String())
+			}
+			d.Id = fmt.Sprintf("%s.until-%s", last.GetId(), hash(what...))
+			all = append(all, bus.Outgoing{Subject: bus.HeldSubject(t.name), Message: d, ID: d.GetId()})
 		}
 	}
+	if len(all) == 0 {
+		return nil
+	}
+	if err := t.d.o.Bus.PublishAll(ctx, all); err != nil {
+		return fmt.Errorf("putting by what flaps: %w", err)
+	}
 	return nil
+}
+
+// withAlerts is a copy of a delivery with other alerts, which are shared.
+func withAlerts(d *lifeboatv1.Delivery, alerts []*lifeboatv1.Alert) *lifeboatv1.Delivery {
+	own := d.GetNotification().GetAlerts()
+	d.Notification.Alerts = nil // there may be thousands
+	out := proto.CloneOf(d)
+	d.Notification.Alerts, out.Notification.Alerts = own, alerts
+	return out
 }
 
 // write stores what the receiver knows now. When somebody else wrote meanwhile, which only a holder that was given up for dead does, the
@@ -70,16 +110,16 @@ func (t *turn) write(ctx context.Context, g *told) error {
 	}
 	for try := 1; ; try++ {
 		next := g.result.Group
-		if g.state.GetMessage() != nil {
-			next.Message = g.state.GetMessage()
-		}
+		next.Message = g.state.GetMessage()
 		next.GroupKey = g.deliveries[0].GetNotification().GetGroupKey()
 		next.DeliveryId, next.MessagesSent = "", 0
 		_, err := t.d.o.Bus.PutState(ctx, bus.State{Outgoing: bus.Outgoing{Subject: g.subject, Message: next}, Expect: g.seq})
 		if err == nil {
+			delete(t.unsaved, g.subject)
 			return nil
 		}
 		if !errors.Is(err, bus.ErrConflict) || try == stateTries {
+			t.keep(g, next)
 			return fmt.Errorf("recording what %s was told: %w", t.name, err)
 		}
 		message := g.state.GetMessage()
@@ -89,7 +129,37 @@ func (t *turn) write(ctx context.Context, g *told) error {
 		if message != nil {
 			g.state.Message = message
 		}
+		// Into another state it may be that other alerts flap.
+		if err := t.hold(ctx, g); err != nil {
+			return err
+		}
 	}
+}
+
+// unsaved is what a group's receiver knows and the stream does not, because NATS did not take it.
+type unsaved struct {
+	// seq is the sequence of the state that it follows.
+	seq   uint64
+	group *lifeboatv1.Group
+	// items are the deliveries that were told.
+	items map[uint64]bool
+}
+
+// keep remembers a state that could not be written: its deliveries come again, and people must not be told again each time.
+func (t *turn) keep(g *told, state *lifeboatv1.Group) {
+	if t.unsaved == nil {
+		t.unsaved = map[string]unsaved{}
+	}
+	items := maps.Clone(g.before)
+	if items == nil {
+		items = map[uint64]bool{}
+	}
+	if len(g.result.Tell) > 0 {
+		for _, it := range g.items {
+			items[it.seq] = true
+		}
+	}
+	t.unsaved[g.subject] = unsaved{seq: g.seq, group: state, items: items}
 }
 
 func (t *turn) count(ctx context.Context, g *told) {
@@ -107,11 +177,10 @@ func (t *turn) count(ctx context.Context, g *told) {
 	g.pages.missing(ctx, begin)
 }
 
-// record emits the event of a delivery that is done. It has the same id however it ended: after a crash between the event and the
-// deletion the second one is dropped by the server.
-func (t *turn) record(ctx context.Context, u unit, g *told, it *item, d *lifeboatv1.Delivery) error {
-	now := t.d.o.Now()
-	lag := max(now.Sub(it.received), 0)
+// event is how a delivery ended. It has the same id however that was: after a crash between the event and the deletion the second
+// one is dropped by the server.
+func (t *turn) event(u unit, g *told, it *item, d *lifeboatv1.Delivery) *lifeboatv1.Event {
+	lag := max(t.d.o.Now().Sub(it.received), 0)
 	e := &lifeboatv1.Event{
 		Id: endID(it), Noun: "alert", Verb: "delivered", Target: target(d.GetNotification().GetAlerts()), Attributes: t.attributes(it, d, lag),
 		Message: fmt.Sprintf("%s was told of %d alerts", t.name, it.alerts),
@@ -120,21 +189,27 @@ func (t *turn) record(ctx context.Context, u unit, g *told, it *item, d *lifeboa
 	if u.digest {
 		e.Attributes["digest"] = endID(u.items[0])
 	}
-	if n := len(g.result.Held); n > 0 {
+	if len(g.result.Held) > 0 {
 		// They are counted when they are told.
 		e.Attributes["held"] = strconv.Itoa(heldOf(g, d))
 	}
-	if len(g.result.Tell) == 0 {
+	if len(g.result.Tell) == 0 && !g.before[it.seq] {
 		e.Verb, e.Message = "folded", fmt.Sprintf("nothing in it was news for %s: %s", t.name, reasons(g))
 		delete(e.Attributes, "kind")
 	}
+	return e
+}
+
+// record emits the event of a delivery that is done.
+func (t *turn) record(ctx context.Context, it *item, e *lifeboatv1.Event, kind string) error {
 	if err := t.d.o.Bus.Emit(ctx, e); err != nil {
 		return fmt.Errorf("recording a delivery: %w", err)
 	}
 	if e.GetVerb() == "delivered" {
+		lag := max(t.d.o.Now().Sub(it.received), 0)
 		t.d.metrics.lag.WithLabelValues(t.name).Observe(lag.Seconds())
 		t.d.o.Logger.InfoContext(ctx, "delivered", slog.String("receiver", t.name), slog.String("delivery_id", it.id),
-			slog.Int("alerts", it.alerts), slog.Duration("lag", lag), slog.String("kind", kind(u)))
+			slog.Int("alerts", it.alerts), slog.String("lag", lag.Round(time.Millisecond).String()), slog.String("kind", kind))
 	}
 	return nil
 }
@@ -151,14 +226,14 @@ func heldOf(g *told, d *lifeboatv1.Delivery) int {
 }
 
 func reasons(g *told) string {
-	out := ""
+	var all []string
 	for _, reason := range slices.Sorted(maps.Keys(g.result.Folded)) {
-		out += fmt.Sprintf("%d %s, ", g.result.Folded[reason], reason)
+		all = append(all, fmt.Sprintf("%d %s", g.result.Folded[reason], reason))
 	}
 	if n := len(g.result.Held); n > 0 {
-		out += fmt.Sprintf("%d flap and are told later, ", n)
+		all = append(all, fmt.Sprintf("%d flap and are told later", n))
 	}
-	return out[:max(len(out)-2, 0)]
+	return strings.Join(all, ", ")
 }
 
 // endID names the end of a delivery. One that Alertmanager repeats has the same id as before, but another place in the stream.

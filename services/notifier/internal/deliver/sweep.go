@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
+	"maps"
 	"strings"
 	"time"
-
-	"google.golang.org/protobuf/proto"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -46,148 +44,29 @@ func (d *Deliverer) sweep(ctx context.Context) error {
 }
 
 func (d *Deliverer) sweepOnce(ctx context.Context, forgot *time.Time) error {
-	waiting, err := d.o.Bus.Subjects(ctx, bus.StreamAlerts, "lifeboat.alert.>")
+	waiting, err := d.o.Bus.Subjects(ctx, bus.StreamAlerts, bus.DeliverySubject(">"))
 	if err != nil {
 		return err
 	}
+	held, err := d.o.Bus.Subjects(ctx, bus.StreamAlerts, bus.HeldSubject(">"))
+	if err != nil {
+		return err
+	}
+	maps.Copy(waiting, held)
 	c, err := d.current()
 	if err != nil {
 		return err
 	}
 	d.measure(ctx, c, waiting)
 	var errs []error
-	for subject := range waiting {
-		if receiver, ok := strings.CutPrefix(subject, bus.HeldSubject("")); ok {
-			errs = append(errs, d.release(ctx, c, receiver))
-		}
+	for subject := range held {
+		errs = append(errs, d.release(ctx, c, strings.TrimPrefix(subject, bus.HeldSubject(""))))
 	}
 	if now := d.o.Now(); now.Sub(*forgot) >= forgetEvery {
 		*forgot = now
 		errs = append(errs, d.forget(ctx, now))
 	}
 	return errors.Join(errs...)
-}
-
-// heldGroup is what is held of one group.
-type heldGroup struct {
-	deliveries []*lifeboatv1.Delivery
-	seqs       []uint64
-	waits      bool
-}
-
-// release brings back what is held for a receiver, a group at a time. Of a group whose alerts came and went meanwhile nobody is told,
-// but for the record.
-func (d *Deliverer) release(ctx context.Context, c *compiled, receiver string) error {
-	now := d.o.Now()
-	all := map[string]*heldGroup{}
-	var order []string
-	err := d.o.Bus.ScanFrom(ctx, bus.StreamAlerts, bus.HeldSubject(receiver), 1, func(m *bus.Message) error {
-		it, out, err := newItem(m)
-		if err != nil {
-			d.o.Logger.ErrorContext(ctx, "what is held cannot be read", slog.String("receiver", receiver), slog.Uint64("seq", m.Seq), slog.Any("err", err))
-			return nil
-		}
-		_, muted := c.tree.Muted(now, out.GetMuteTimeIntervals(), out.GetActiveTimeIntervals())
-		g := all[it.group]
-		if g == nil {
-			g = &heldGroup{}
-			all[it.group] = g
-			order = append(order, it.group)
-		}
-		if muted || out.GetHeldUntil().AsTime().After(now) {
-			g.waits = true
-			return nil
-		}
-		g.deliveries, g.seqs = append(g.deliveries, out), append(g.seqs, m.Seq)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("reading what is held for %s: %w", receiver, err)
-	}
-	for _, group := range order {
-		// What still waits of a group is told with the rest of it.
-		if g := all[group]; !g.waits {
-			if err := d.bringBack(ctx, g); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// maxBack is about how large a delivery gets that is made of several: NATS takes 1 MiB by default.
-const maxBack = 400 << 10
-
-// bringBack puts what was held of a group back into the queue: of each alert how it began and how it is now, so that one which came and
-// went is known for that.
-func (d *Deliverer) bringBack(ctx context.Context, g *heldGroup) error {
-	last := g.deliveries[len(g.deliveries)-1]
-	frame := proto.CloneOf(last)
-	frame.HeldUntil, frame.Mentions = nil, nil
-	frame.Notification.ReceivedAt = g.deliveries[0].GetNotification().GetReceivedAt()
-	frame.Notification.Alerts = nil
-	if held := slices.Concat(last.GetMuteTimeIntervals(), last.GetActiveTimeIntervals()); len(held) > 0 {
-		frame.HeldFor = "held by time interval " + strings.Join(held, ", ")
-	}
-	for _, one := range g.deliveries {
-		for _, who := range one.GetMentions() {
-			if !slices.Contains(frame.GetMentions(), who) {
-				frame.Mentions = append(frame.Mentions, who)
-			}
-		}
-	}
-	var all []bus.Outgoing
-	for i, alerts := range chunks(g.states()) {
-		out := proto.CloneOf(frame)
-		out.Id = fmt.Sprintf("%s.back-%d-%d", last.GetId(), g.seqs[len(g.seqs)-1], i)
-		out.Notification.Alerts = alerts
-		all = append(all, bus.Outgoing{Subject: subjectOf(out), Message: out, ID: out.GetId()})
-	}
-	if err := d.o.Bus.PublishAll(ctx, all); err != nil {
-		return fmt.Errorf("bringing back what was held: %w", err)
-	}
-	for _, seq := range g.seqs {
-		if err := d.o.Bus.Delete(ctx, bus.StreamAlerts, seq); err != nil && !errors.Is(err, bus.ErrNoMessage) {
-			return fmt.Errorf("removing what was held: %w", err)
-		}
-	}
-	return nil
-}
-
-// states are the first and the last state of each alert, side by side.
-func (g *heldGroup) states() [][]*lifeboatv1.Alert {
-	var all [][]*lifeboatv1.Alert
-	at := map[string]int{}
-	for _, one := range g.deliveries {
-		for _, a := range one.GetNotification().GetAlerts() {
-			i, known := at[a.GetFingerprint()]
-			if !known {
-				at[a.GetFingerprint()] = len(all)
-				all = append(all, []*lifeboatv1.Alert{a})
-				continue
-			}
-			all[i] = append(all[i][:1], a)
-		}
-	}
-	return all
-}
-
-// chunks parts them so that each part fits into a message.
-func chunks(states [][]*lifeboatv1.Alert) [][]*lifeboatv1.Alert {
-	var out [][]*lifeboatv1.Alert
-	size := maxBack
-	for _, one := range states {
-		s := 0
-		for _, a := range one {
-			s += proto.Size(a)
-		}
-		if size+s > maxBack {
-			out, size = append(out, nil), 0
-		}
-		size += s
-		out[len(out)-1] = append(out[len(out)-1], one...)
-	}
-	return out
 }
 
 // forget deletes the states of groups that are over. One that is written meanwhile is another message, and stays.

@@ -14,7 +14,7 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/fold"
 )
 
-var noon = time.Date(2026, 11, 21, 12, 0, 0, 123456789, time.UTC) //nolint:gochecknoglobals // a constant
+var noon = time.Date(2026, 11, 21, 12, 0, 0, 123456789, time.UTC)
 
 // at is a moment: minutes after noon.
 func at(minutes float64) time.Time { return noon.Add(time.Duration(minutes * float64(time.Minute))) }
@@ -238,6 +238,14 @@ func TestAnAlertFiresOnAfterPrometheusWasCutOff(t *testing.T) {
 	assert.Equal(t, []string{"a fires"}, kinds(r.fold(60, came("a", "resolved", 0, 22), came("a", "firing", 0, 28))), "both in one fold")
 }
 
+// It fired in between, unseen: that is known from its second end.
+func TestAnAlertThatFiredBetweenTwoEndsIsOutOfOrder(t *testing.T) {
+	r := start(t)
+	r.fold(10, came("a", "resolved", 0, 10))
+	assert.Equal(t, map[string]int{fold.Repeat: 1}, r.fold(20, came("a", "resolved", 0, 20)).Folded)
+	assert.Equal(t, map[string]int{fold.Stale: 1}, r.fold(20.2, came("a", "firing", 0, 20.1)).Folded)
+}
+
 // Two Prometheus see an alert begin at different times, and Alertmanager merges them into the earlier one.
 func TestTwoPrometheus(t *testing.T) {
 	r := start(t)
@@ -337,7 +345,7 @@ func TestWhatFlapsIsToldThoughItIsMuted(t *testing.T) {
 	require.Len(t, r.fold(2, came("a", "firing", 2, 2)).Held, 1)
 	res := r.fold(5, came("a", "resolved", 2, 3), muted(came("a", "firing", 4, 4)), muted(came("a", "resolved", 4, 5)))
 	require.Len(t, res.Held, 1)
-	assert.Equal(t, []string{"a passes (5)"}, kinds(r.fold(11, fold.Arrival{Alert: res.Held[0].Alert, Received: res.Held[0].Received})))
+	assert.Equal(t, []string{"a passes (6)"}, kinds(r.fold(11, fold.Arrival{Alert: res.Held[0].Alert, Received: res.Held[0].Received})))
 }
 
 func TestAManyTimesFlappedAlertIsToldOnceAfterTheChatWasDown(t *testing.T) {
@@ -360,9 +368,10 @@ func TestOddArrivals(t *testing.T) {
 	assert.Len(t, res.Tell, 3, "whatever it is, it is told")
 	assert.Equal(t, []string{"a resolves"}, kinds(r.fold(2, came("a", "resolved", 0, 2))), "a clock that was wrong does no lasting harm")
 	assert.Len(t, r.fold(3, fold.Arrival{Alert: &lifeboatv1.Alert{Labels: map[string]string{"x": "y"}, Status: "resolved"}, Received: at(3)}).Tell, 1)
-	now := came("a", "firing", 4, 4)
+	r.fold(4, came("a", "firing", 4, 4))
+	now := came("a", "resolved", 4, 5)
 	now.Received = time.Time{}
-	assert.Equal(t, []string{"a fires"}, kinds(r.fold(4, now)), "received now")
+	assert.Equal(t, []string{"a resolves"}, kinds(r.fold(5, now)), "received now")
 	empty := fold.Fold(nil, nil, fold.Policy{}, noon)
 	assert.NotNil(t, empty.Group)
 	assert.NotNil(t, empty.Folded)

@@ -247,7 +247,7 @@ func (w *world) end() {
 func TestNobodyIsLeftWithAWrongBelief(t *testing.T) {
 	base := uint64(time.Now().UnixNano())
 	t.Logf("seeds from %d", base)
-	for i := range uint64(4000) {
+	for i := range uint64(1500) {
 		seed := base + i
 		if !t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			w := newWorld(t, seed)

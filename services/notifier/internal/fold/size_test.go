@@ -58,7 +58,7 @@ func TestAStateOfManyAlerts(t *testing.T) {
 func TestAStateOfManyAlertsThatFlap(t *testing.T) {
 	r := start(t)
 	r.p.Flaps, r.p.Window = 100, 2*time.Hour
-	for i := range 30 {
+	for i := range 10 {
 		res := r.fold(float64(2*i), many(0, 4000, []string{"firing", "resolved"}[i%2], float64(2*i))...)
 		require.Len(t, res.Tell, 4000)
 		stored(t, r.group)

@@ -16,7 +16,9 @@ type note struct {
 	groupLabels, commonLabels, commonAnnotations, routeLabels texts
 	truncatedAlerts                                           int64
 	part, parts                                               int
-	alerts                                                    []item
+	// size of the body that the alerts came in; 0 when that is not known.
+	size   int
+	alerts []item
 }
 
 // item is an Alert. Zero times are absent.
@@ -100,6 +102,13 @@ func (a *item) append(b []byte) []byte {
 
 // append takes the alerts as they were written, with commas between them.
 func (n *note) append(b, alerts []byte) []byte {
+	b = n.open(b)
+	b = append(b, alerts...)
+	return append(b, ']', '}')
+}
+
+// open writes what stands before the alerts.
+func (n *note) open(b []byte) []byte {
 	o := begin(b)
 	o.text("id", n.id)
 	o.time("receivedAt", n.receivedAt)
@@ -117,8 +126,5 @@ func (n *note) append(b, alerts []byte) []byte {
 	o.text("notificationReason", n.notificationReason)
 	o.text("status", n.status)
 	o.key("alerts")
-	o.b = append(o.b, '[')
-	o.b = append(o.b, alerts...)
-	o.b = append(o.b, ']')
-	return o.end()
+	return append(o.b, '[')
 }

@@ -204,16 +204,13 @@ func assemble(alerts []generic, key string, now time.Time) []*note {
 
 // groupNote is what one group's alerts become. Its id depends on what was posted only, if that says which one it is.
 func groupNote(alerts []generic, key string, now time.Time) *note {
-	n := &note{origin: "webhook", groupKey: alerts[0].group, status: statusResolved}
+	n := &note{origin: "webhook", groupKey: alerts[0].group, status: groupStatus(alerts)}
 	known := true
 	said := make([]string, 0, len(alerts))
 	for _, g := range alerts {
 		known = known && (key != "" || g.id != "" || !g.startsAt.IsZero())
 		said = append(said, fmt.Sprintf("%q %q %q %q %q %d %d %q",
 			g.id, g.status, pairs(g.labels), pairs(g.annotations), g.group, g.startsAt.UnixNano(), g.endsAt.UnixNano(), g.generatorURL))
-		if g.status != statusResolved {
-			n.status = statusFiring
-		}
 		n.alerts = append(n.alerts, g.item(now))
 	}
 	n.sort()
@@ -230,6 +227,16 @@ func groupNote(alerts []generic, key string, now time.Time) *note {
 	slices.Sort(said)
 	n.id = hashed("wh-", []byte(strconv.Quote(key)+strings.Join(said, "\n")))
 	return n
+}
+
+// groupStatus is firing if any of them fires, as Alertmanager has it.
+func groupStatus(alerts []generic) string {
+	for _, status := range []string{statusFiring, statusEvent} {
+		if slices.ContainsFunc(alerts, func(g generic) bool { return g.status == status }) {
+			return status
+		}
+	}
+	return statusResolved
 }
 
 func (g *generic) item(now time.Time) item {

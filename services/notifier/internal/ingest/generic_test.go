@@ -94,6 +94,7 @@ func TestGenericListIsGrouped(t *testing.T) {
 	assert.Equal(t, map[string]string{"alertname": "A"}, s.notifications()[0].GetCommonLabels())
 	assert.Empty(t, s.notifications()[1].GetCommonLabels())
 	assert.Equal(t, "event", s.notifications()[3].GetAlerts()[0].GetStatus())
+	assert.Equal(t, "event", s.notifications()[3].GetStatus())
 }
 
 func TestGenericRetryIsStoredOnceIfItSaysWhichOneItIs(t *testing.T) {

@@ -26,6 +26,8 @@ const (
 	Path = "/api/v1/alertmanager"
 	// GenericPath is where scripts post alerts.
 	GenericPath = "/api/v1/alerts"
+	// HeaderEndpoint of a dead letter is the path that the refused body was posted to, for who posts it again.
+	HeaderEndpoint = "endpoint"
 )
 
 // storeTimeout bounds how long a client is kept waiting before it is told to come again.
@@ -111,12 +113,13 @@ func (h *Handlers) take(r *http.Request, parse parser) (alerts int, ids []string
 	body, no := h.read(r)
 	defer body.release()
 	if no != nil {
-		return 0, nil, h.bury(r.Context(), body.data, no)
+		return 0, nil, h.bury(r, body.data, no)
 	}
 	notes, err := parse(r, body.data)
 	if err != nil {
-		return 0, nil, h.bury(r.Context(), body.data, malformed(err))
+		return 0, nil, h.bury(r, body.data, malformed(err))
 	}
+	body.data = nil // what was read of it is copied, and a large one may go
 	counts := map[string]int{}
 	all := make([]bus.Outgoing, 0, len(notes))
 	for _, n := range notes {
@@ -150,14 +153,15 @@ func (h *Handlers) store(ctx context.Context, all []bus.Outgoing) *refusal {
 }
 
 // bury keeps a copy of what is refused for good, and turns the refusal into "come again" when that fails.
-func (h *Handlers) bury(ctx context.Context, data []byte, no *refusal) *refusal {
+func (h *Handlers) bury(r *http.Request, data []byte, no *refusal) *refusal {
 	if no.reason == "" {
 		return no
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	ctx, cancel := context.WithTimeout(r.Context(), storeTimeout)
 	defer cancel()
 	err := h.o.Store.DeadLetter(ctx, no.reason, &lifeboatv1.DeadLetter{
 		Subject: "webhook", Payload: data, Truncated: no.code == http.StatusRequestEntityTooLarge, Reason: no.err.Error(), Attempts: 1,
+		Headers: map[string]string{HeaderEndpoint: r.URL.Path},
 	})
 	if err != nil {
 		return &refusal{code: http.StatusServiceUnavailable, err: fmt.Errorf("storing a dead letter (%w): %w", no.err, err)}

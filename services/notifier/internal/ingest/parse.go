@@ -57,7 +57,11 @@ const (
 func parse(data []byte) (*note, error) {
 	var b body[texts]
 	if json.Unmarshal(data, &b) == nil && allPlain(&b) {
-		return compose(&b, func(t texts) texts { return t })
+		n, err := compose(&b, func(t texts) texts { return t })
+		if n != nil {
+			n.size = len(data)
+		}
+		return n, err
 	}
 	var loose body[map[string]string]
 	if err := json.Unmarshal(data, &loose, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)); err != nil {

@@ -19,7 +19,7 @@ const (
 	// smallBody is read before memory is asked for, so that nobody who sends a large one slowly holds up the small ones.
 	smallBody = 256 << 10
 	// maxMemory is how many bytes of bodies are held at once; further ones wait for their turn.
-	maxMemory = 3 * maxBody
+	maxMemory = 2 * maxBody
 	// turnTimeout bounds that wait.
 	turnTimeout = 5 * time.Second
 	// maxDrain is how much of a body that is too large is read and thrown away: a client that still sends may not see the answer.
@@ -76,7 +76,9 @@ func (h *Handlers) fill(r *http.Request, buf *bytes.Buffer, src io.Reader, t *ta
 	}
 	t.release = func() { h.memory.Release(need) }
 	if err == nil && need > smallBody {
-		buf.Grow(int(min(need, 2*smallBody))) // it doubles from here on
+		if need < maxBody { // known; else it doubles as it comes
+			buf.Grow(int(need) - buf.Len() + bytes.MinRead)
+		}
 		_, err = buf.ReadFrom(io.LimitReader(src, maxBody+1-int64(buf.Len())))
 	}
 	switch {

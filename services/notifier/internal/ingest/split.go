@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"slices"
 	"strconv"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
@@ -16,6 +15,8 @@ const (
 	// maxEnvelope is what everything but the alerts may take of it, and maxAlert what one alert may.
 	maxEnvelope = 64 << 10
 	maxAlert    = maxPart - maxEnvelope
+	// maxSingle is a body that fits into a message even if every byte of it became six.
+	maxSingle = maxAlert / 6
 	// usualEnvelope is what it takes as a rule, and usualAlert what an alert takes.
 	usualEnvelope = 2 << 10
 	usualAlert    = 1 << 10
@@ -30,6 +31,9 @@ type span struct{ first, last, from, to int }
 // Every alert is written once: their sizes say where to split, and the messages are made of the same bytes.
 func split(n *note) []bus.Outgoing {
 	n.shrink()
+	if n.size > 0 && n.size <= maxSingle {
+		return []bus.Outgoing{n.single()}
+	}
 	written, spans := n.write()
 	out := make([]bus.Outgoing, 0, len(spans))
 	id := n.id
@@ -46,6 +50,22 @@ func split(n *note) []bus.Outgoing {
 		out = append(out, bus.Outgoing{Subject: bus.SubjectReceived, Data: n.append(data, written[s.from:s.to]), ID: n.id})
 	}
 	return out
+}
+
+// single is the one message of a body that is so small that there is nothing to split: it is written in one go.
+func (n *note) single() bus.Outgoing {
+	n.part, n.parts = 1, 1
+	if n.id == "" {
+		n.id = n.identity(n.alerts)
+	}
+	data := n.open(make([]byte, 0, n.size+usualEnvelope/2))
+	for i := range n.alerts {
+		if i > 0 {
+			data = append(data, ',')
+		}
+		data = n.alerts[i].append(data)
+	}
+	return bus.Outgoing{Subject: bus.SubjectReceived, Data: append(data, ']', '}'), ID: n.id}
 }
 
 // write puts the alerts one behind the other with commas, and says which ones make a message together.
@@ -68,24 +88,23 @@ func (n *note) write() (written []byte, spans []span) {
 	return written, spans
 }
 
-// identity hashes group, receiver and the sorted alerts. startsAt is in it because an alert that fires anew is otherwise the same.
+// identity hashes group, receiver and the alerts, which are sorted. startsAt is in it because an alert that fires anew is otherwise
+// the same.
 func (n *note) identity(alerts []item) string {
-	keys := make([]string, 0, len(alerts))
-	for _, a := range alerts {
-		key := make([]byte, 0, 64)
-		key = append(append(key, a.fingerprint...), ' ')
-		if !a.startsAt.IsZero() {
-			key = append(strconv.AppendInt(key, a.startsAt.Unix(), 10), '.')
-			key = strconv.AppendInt(key, int64(a.startsAt.Nanosecond()), 10)
-		}
-		keys = append(keys, string(append(append(key, ' '), a.status...)))
+	text := make([]byte, 0, 256+64*len(alerts))
+	part := func(s string) { // with its length before it, so that no two lists of texts are the same
+		text = append(strconv.AppendInt(text, int64(len(s)), 10), ':')
+		text = append(text, s...)
 	}
-	slices.Sort(keys)
-	text := make([]byte, 0, 64*(len(keys)+2))
-	text = strconv.AppendQuote(text, n.groupKey)
-	text = strconv.AppendQuote(append(text, ' '), n.receiver)
-	for _, k := range keys {
-		text = strconv.AppendQuote(append(text, ' '), k)
+	part(n.groupKey)
+	part(n.receiver)
+	for i := range alerts {
+		part(alerts[i].fingerprint)
+		part(alerts[i].status)
+		if at := alerts[i].startsAt; !at.IsZero() {
+			text = append(strconv.AppendInt(text, at.Unix(), 10), '.')
+			text = strconv.AppendInt(text, int64(at.Nanosecond()), 10)
+		}
 	}
 	return hashed("am-", text)
 }

@@ -41,7 +41,7 @@ func mapOf(t texts) map[string]string {
 
 // plain says whether a JSON value is an object of texts, or null. It was read as strict JSON, so that nothing else is to be checked.
 func plain(t texts) bool {
-	rest := bytes.TrimLeft(t, " \t\r\n")
+	rest := trim(t)
 	if len(rest) == 0 || rest[0] == 'n' {
 		return true
 	}
@@ -50,12 +50,11 @@ func plain(t texts) bool {
 	}
 	for value := false; ; value = !value {
 		// Behind a brace, a comma or a colon; only an empty object has something else there.
-		rest = bytes.TrimLeft(rest[1:], " \t\r\n")
+		rest = trim(rest[1:])
 		if len(rest) == 0 || rest[0] != '"' {
 			return !value && len(rest) > 0 && rest[0] == '}'
 		}
-		end := stringEnd(rest)
-		rest = bytes.TrimLeft(rest[end:], " \t\r\n")
+		rest = trim(rest[stringEnd(rest):])
 		if len(rest) == 0 {
 			return false
 		}
@@ -65,17 +64,29 @@ func plain(t texts) bool {
 	}
 }
 
+// trim removes JSON's white space from the beginning.
+func trim(b []byte) []byte {
+	for len(b) > 0 && (b[0] == ' ' || b[0] == '\n' || b[0] == '\t' || b[0] == '\r') {
+		b = b[1:]
+	}
+	return b
+}
+
 // stringEnd is the length of the JSON string at the beginning of b.
 func stringEnd(b []byte) int {
-	for i := 1; i < len(b); i++ {
-		switch b[i] {
-		case '\\':
-			i++
-		case '"':
-			return i + 1
+	for from := 1; ; {
+		quote := bytes.IndexByte(b[from:], '"')
+		if quote < 0 {
+			return len(b)
+		}
+		escapes, at := 0, from+quote
+		for b[at-1-escapes] == '\\' {
+			escapes++
+		}
+		if from = at + 1; escapes%2 == 0 {
+			return from
 		}
 	}
-	return len(b)
 }
 
 // quote appends a JSON string. Bytes that are not UTF-8 become U+FFFD; that is the only error, and it is mended.

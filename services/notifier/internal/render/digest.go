@@ -148,7 +148,7 @@ func (g *group) item(out notice.Notice) notice.Item {
 	it.Summary = line(g.summary(), maxSummary)
 	if page := g.in[len(g.in)-1].Page; page != nil {
 		p := page(g.alerts[0])
-		it.Runbook, it.RunbookDead = p.Link, p.Dead
+		it.Runbook, it.RunbookDead, it.HasRunbook = p.Link, p.Dead, p.Found
 	}
 	return it
 }

@@ -111,7 +111,7 @@ func items(in Input, alerts []*lifeboatv1.Alert) (out []notice.Item, more int) {
 		it.Told = in.Told[a.GetFingerprint()]
 		if in.Page != nil {
 			page := in.Page(a)
-			it.Runbook, it.RunbookDead = page.Link, page.Dead
+			it.Runbook, it.RunbookDead, it.HasRunbook = page.Link, page.Dead, page.Found
 			if key := cmp.Or(page.Link, it.Name); it.Firing && !shown[key] && len(page.Steps) > 0 {
 				it.Steps, shown[key] = page.Steps, true
 			}

@@ -28,6 +28,8 @@ const (
 
 // Page is an alert's runbook, as package runbook finds it.
 type Page struct {
+	// Found says that there is a page, even if it has no address.
+	Found bool
 	// Link is an http or https address, or empty; Dead says what is wrong with it.
 	Link, Dead string
 	Steps      []notice.Step

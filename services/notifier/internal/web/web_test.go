@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -309,4 +310,29 @@ func TestBearerTokens(t *testing.T) {
 	w := ask("Bearer new-token")
 	assert.Equal(t, http.StatusServiceUnavailable, w.Code)
 	assert.NotContains(t, w.Body.String(), "/run/tokens")
+}
+
+// Alertmanager drops what is answered with 401, so the log must say that it happens.
+func TestTheLogSaysWhatWasRefusedAndNoToken(t *testing.T) {
+	t.Parallel()
+	var failed atomic.Bool
+	s := serve(t, "", web.Bearer(func() (string, error) {
+		if failed.Load() {
+			return "", errors.New("reading secret file /run/tokens: gone")
+		}
+		return "right-token", nil
+	}, ok))
+	ask := func(token string) int {
+		code, err := s.get(t.Context(), "http", nil, func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) })
+		require.NoError(t, err)
+		return code
+	}
+	assert.Equal(t, http.StatusOK, ask("right-token"))
+	assert.Empty(t, s.logs.String())
+	assert.Equal(t, http.StatusUnauthorized, ask("wrong-token"))
+	assert.Contains(t, s.logs.String(), "refused a request from 127.0.0.1:")
+	failed.Store(true)
+	assert.Equal(t, http.StatusServiceUnavailable, ask("right-token"))
+	assert.Contains(t, s.logs.String(), "/run/tokens: gone")
+	assert.NotContains(t, s.logs.String(), "-token")
 }
