@@ -20,7 +20,7 @@ func TestNotifierWhenNATSIsKilledMidStream(t *testing.T) {
 	d.run()
 	names, done := d.stream(60, 50*time.Millisecond)
 	var kills []time.Time
-	for _, messages := range []int{10, 50, 90} {
+	for _, messages := range []int{10, 70} {
 		d.seen("the stream", func(all []chattest.Message) bool { return len(all) >= messages })
 		require.NoError(t, d.nats.Kill())
 		kills = append(kills, time.Now())
@@ -28,7 +28,7 @@ func TestNotifierWhenNATSIsKilledMidStream(t *testing.T) {
 	}
 	require.NoError(t, <-done)
 	// What was stored without an answer is stored again: the server that died knew its ids. It is folded.
-	d.accounted(bothChats(), names, len(names)+3*10)
+	d.accounted(bothChats(), names, len(names)+2*10)
 	for _, k := range bothChats() {
 		t.Logf("%s: %d alerts told twice in %d kills", k, d.twice(k, names, kills), len(kills))
 	}

@@ -69,9 +69,9 @@ func (b *bench) start(ctx context.Context, settings string, o chattest.Options) 
 		return nil, err
 	}
 	n := &notifier{chat: chat, log: b.Path("notifier.log"), client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
-	defer func() {
+	defer func() { //nolint:contextcheck // it must end also when the context has
 		if err != nil {
-			n.stop() //nolint:contextcheck // it must end also when the context has
+			n.stop()
 		}
 	}()
 	for name, secret := range map[string]string{
