@@ -67,6 +67,9 @@ func (t *turn) handOn(ctx context.Context, it *item, why string) (done bool, err
 		return false, nil
 	}
 	ctx = context.WithoutCancel(ctx)
+	if err := t.noteHanded(ctx, it.group, d.GetNotification().GetAlerts(), to); err != nil {
+		return false, err
+	}
 	on := proto.CloneOf(d)
 	on.Id, on.Receiver = it.id+"."+to, to
 	on.HandedFrom, on.HandedReason = append(on.HandedFrom, t.name), cmp.Or(why, "no room for it")

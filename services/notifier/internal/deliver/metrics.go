@@ -33,7 +33,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		alerts:    counter("lifeboat_alerts_delivered_total", "Alerts that were told in a message or a digest."),
 		folded: counter("lifeboat_alerts_folded_total",
 			"Alerts that were not told because people know already, by reason (duplicate, repeat, stale, superseded, muted).", "reason"),
-		failed:   counter("lifeboat_delivery_attempts_failed_total", "Attempts that a chat did not accept, by reason.", "reason"),
+		failed:   counter("lifeboat_delivery_attempts_failed_total", "Attempts that a chat did not accept, by reason (throttled, parked until a person mends it, timeout, unavailable, or the refusal).", "reason"),
 		handedOn: counter("lifeboat_deliveries_handed_on_total", "Deliveries that a fallback took over."),
 		lag: f.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "lifeboat_delivery_lag_seconds", Help: "From the receipt of an alert to its acceptance by the chat.",

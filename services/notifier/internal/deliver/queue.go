@@ -235,7 +235,7 @@ func (t *turn) judge(ctx context.Context, u unit, err error) error {
 	}
 	reason, terminal := bus.TerminalReason(refused.err)
 	if !terminal {
-		t.d.metrics.failed.WithLabelValues(t.name, "retry").Inc()
+		t.d.metrics.failed.WithLabelValues(t.name, short(refused.err)).Inc()
 		// The answer may have been lost, and not the message.
 		t.doubted, t.troubled = t.d.o.Now(), true
 		if _, told := bus.RetryDelay(refused.err); !told {
@@ -261,6 +261,20 @@ func (t *turn) judge(ctx context.Context, u unit, err error) error {
 		return refused.err
 	}
 	return t.bury(ctx, u.items[0], reason, refused.err)
+}
+
+// short is the metric's word for an error after which the chat is tried again.
+func short(err error) string {
+	_, told := bus.RetryDelay(err)
+	switch {
+	case errors.Is(err, notice.ErrThrottled):
+		return "throttled"
+	case told:
+		return "parked"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	}
+	return "unavailable"
 }
 
 // explain notes that our own limit makes what waits late, if nothing else does.

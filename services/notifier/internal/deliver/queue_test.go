@@ -120,6 +120,19 @@ func TestTheFallbackTakesOver(t *testing.T) {
 		assert.Equal(t, "two", m.receiver)
 		assert.Contains(t, m.notice.Late, "503")
 	}
+	// The first one is well again and hears that it has ended. So does who was told that it fires.
+	l.chat.rule(nil)
+	l.send("g", alert("A", "resolved", "critical"))
+	l.wait("the end in both", func() bool {
+		told := map[string]bool{}
+		for _, m := range l.chat.messages() {
+			told[m.receiver] = told[m.receiver] || m.notice.Status == notice.Resolved
+		}
+		return told["one"] && told["two"]
+	})
+	// Once is enough.
+	l.send("g", alert("A", "resolved", "critical"))
+	l.waitEnded(map[string]int{"handed-on": 2, "delivered": 4, "folded": 1})
 }
 
 func TestARefusalGoesToTheFallbackAtOnceAndElseIntoTheDeadLetters(t *testing.T) {

@@ -89,6 +89,9 @@ func over(g *lifeboatv1.Group, age time.Duration) bool {
 	if age >= forgetSilent {
 		return true
 	}
+	if len(g.GetHandedTo()) > 0 {
+		return false
+	}
 	for _, a := range g.GetAlerts() {
 		if a.GetToldStatus() == firing || a.GetStatus() == firing {
 			return false
