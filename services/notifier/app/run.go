@@ -126,6 +126,7 @@ func assemble(base *service.Base, o Options) *parts {
 		client: webhook.New(),
 		silencer: silence.New(silence.Options{
 			Config: base.Config, Emit: base.Bus.Emit, Logger: base.Logger, Registerer: base.Registry, Now: o.Now,
+			AlertmanagerURL: func() string { return first(base.Config().Alertmanager.URLs) },
 		}),
 	}
 	budgets := budget.New(budget.Options{Store: base.Bus, Now: o.Now, Logger: base.Logger, Registerer: base.Registry})
@@ -156,6 +157,14 @@ func assemble(base *service.Base, o Options) *parts {
 		p.actors = append(p.actors, service.Actor{Name: "Slack's Socket Mode", Run: p.silencer.RunSocketMode})
 	}
 	return p
+}
+
+// first of some texts, if there is one.
+func first(all []string) string {
+	if len(all) == 0 {
+		return ""
+	}
+	return all[0]
 }
 
 // close waits for what is on its way, and lets connections go.
