@@ -71,11 +71,23 @@ type Options struct {
 	Started func(addr string)
 }
 
-// SignalContext ends at the first SIGINT or SIGTERM. A second one ends the process at once, as Go does by default.
+// SignalContext ends at the first SIGINT or SIGTERM. A second one ends the process at once, as Go does by default: also one that comes as
+// soon as anybody can know that the context has ended, for which signal.NotifyContext gives no promise.
 func SignalContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
-	return ctx, stop
+	ctx, cancel := context.WithCancelCause(ctx)
+	came := make(chan os.Signal, 1)
+	signal.Notify(came, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		var cause error
+		select {
+		case s := <-came:
+			cause = fmt.Errorf("%s signal received", s)
+		case <-ctx.Done():
+		}
+		signal.Stop(came)
+		cancel(cause)
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // NewRegistry has the collectors of the Go runtime and the process. In one process with several services each has its
