@@ -103,7 +103,7 @@ func TestTheHintForAWebhookNamesAnAddressThatCanBeAsked(t *testing.T) {
 func TestReplayRefusesWhatCannotBeSent(t *testing.T) {
 	l := newLab(t)
 	l.bury(&lifeboatv1.DeadLetter{Id: "hook", Subject: "webhook", Payload: []byte("{")})
-	l.bury(&lifeboatv1.DeadLetter{Id: "cut", Subject: "lifeboat.job.snapshot.etcd-prod", Payload: make([]byte, 600<<10)})
+	l.bury(&lifeboatv1.DeadLetter{Id: "cut", Subject: "lifeboat.job.snapshot.etcd-prod", Payload: make([]byte, 900<<10)})
 	l.bury(&lifeboatv1.DeadLetter{Id: "busy", Subject: "lifeboat.job.snapshot.etcd-prod"})
 	l.bury(&lifeboatv1.DeadLetter{Id: "odd", Subject: "lifeboat.event.a.b.c"})
 	for id, want := range map[string]string{

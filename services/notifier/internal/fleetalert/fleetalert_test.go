@@ -89,7 +89,9 @@ func TestAlertsAreDerivedFromTheLastEvents(t *testing.T) {
 		"and ends":         {[]step{{"job", "rejected", 2}}, 17, []string{"LifeboatJobRejected resolved at 17"}},
 		"and is forgotten": {[]step{{"job", "rejected", 2}}, 22, nil},
 		"rejected again":   {[]step{{"job", "rejected", 2}, {"job", "rejected", 12}}, 20, []string{"LifeboatJobRejected firing since 2"}},
-		"other events":     {[]step{{"snapshot", "started", 1}, {"alert", "dead", 2}}, 3, nil},
+		"other events":     {[]step{{"snapshot", "started", 1}, {"alert", "delivered", 2}}, 3, nil},
+		"an alert is lost": {[]step{{"alert", "dead", 2}}, 3, []string{"LifeboatAlertDead firing since 2"}},
+		"and missed":       {[]step{{"alert", "missed", 2}}, 3, []string{"LifeboatAlertMissed firing since 2"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
