@@ -17,14 +17,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/lifeboat-fleet/lifeboat/tests/bench/internal/testbed"
@@ -82,21 +79,10 @@ const (
 )
 
 func run(ctx context.Context, o options, only, binary, scratch string) error {
-	binary, err := filepath.Abs(binary)
-	if err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp(scratch, "lifeboat-bench-")
-	if err != nil {
-		return fmt.Errorf("making a folder for the data: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	bed, err := testbed.NewFleet(ctx, os.Stdout, dir, binary)
-	if err != nil {
-		return err
-	}
-	defer bed.Stop()
-	fmt.Fprintf(bed.Out, "one NATS server, one replica, file storage in %s, its default sync_interval: the same for both sides\n", scratch)
+	return testbed.WithFleet(ctx, binary, scratch, func(bed *testbed.Bed) error { return measure(ctx, bed, o, only) })
+}
+
+func measure(ctx context.Context, bed *testbed.Bed, o options, only string) error {
 	b := &bench{Bed: bed, options: o}
 	var f figures
 	for _, part := range []struct {
@@ -113,44 +99,18 @@ func run(ctx context.Context, o options, only, binary, scratch string) error {
 	return report(f, only)
 }
 
-// row is a line of the table.
-type row struct {
-	part, what, measured, must string
-	reached                    bool
-}
-
 func report(f figures, only string) error {
-	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "\nFIGURE\tMEASURED\tMUST REACH\t\n")
-	for _, r := range []row{
-		{
+	return testbed.Report(only, []testbed.Row{
+		testbed.Figure(
 			"accept", "webhooks accepted and persisted / raw synchronous publishes, 16 at once", fmt.Sprintf("%.2f", f.Accept),
 			fmt.Sprintf(">= %.1f", minAccept), f.Accept >= minAccept,
-		},
-		{
+		),
+		testbed.Figure(
 			"latency", "webhook to chat / raw publish to handler, p50", fmt.Sprintf("%.1f", f.Latency),
 			fmt.Sprintf("<= %d", maxLatency), f.Latency <= maxLatency,
-		},
-		{"load", "webhook to chat under load, p99 / p50", fmt.Sprintf("%.1f", f.Spread), fmt.Sprintf("<= %d", maxSpread), f.Spread <= maxSpread},
-		{"storm", "alerts lost in the storm", fmt.Sprint(f.Lost), fmt.Sprintf("<= %d", maxLost), f.Lost <= maxLost},
-		{"storm", "memory of the notifier in the storm", fmt.Sprintf("%.0f MiB", f.RSSMiB), fmt.Sprintf("<= %d MiB", maxRSS), f.RSSMiB <= maxRSS},
-	} {
-		if only != "" && only != r.part {
-			continue
-		}
-		mark := ""
-		if !r.reached {
-			mark = "MISSED"
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.what, r.measured, r.must, mark)
-	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	line, err := json.Marshal(f)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("%s\n", line)
-	return nil
+		),
+		testbed.Figure("load", "webhook to chat under load, p99 / p50", fmt.Sprintf("%.1f", f.Spread), fmt.Sprintf("<= %d", maxSpread), f.Spread <= maxSpread),
+		testbed.Figure("storm", "alerts lost in the storm", fmt.Sprint(f.Lost), fmt.Sprintf("<= %d", maxLost), f.Lost <= maxLost),
+		testbed.Figure("storm", "memory of the notifier in the storm", fmt.Sprintf("%.0f MiB", f.RSSMiB), fmt.Sprintf("<= %d MiB", maxRSS), f.RSSMiB <= maxRSS),
+	}, f)
 }

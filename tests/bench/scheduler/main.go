@@ -18,14 +18,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/lifeboat-fleet/lifeboat/tests/bench/internal/testbed"
@@ -89,21 +86,10 @@ const (
 )
 
 func run(ctx context.Context, o options, only, binary, scratch string) error {
-	binary, err := filepath.Abs(binary)
-	if err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp(scratch, "lifeboat-bench-")
-	if err != nil {
-		return fmt.Errorf("making a folder for the data: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	bed, err := testbed.NewFleet(ctx, os.Stdout, dir, binary)
-	if err != nil {
-		return err
-	}
-	defer bed.Stop()
-	fmt.Fprintf(bed.Out, "one NATS server, one replica, file storage in %s, its default sync_interval: the same for both sides\n", scratch)
+	return testbed.WithFleet(ctx, binary, scratch, func(bed *testbed.Bed) error { return measure(ctx, bed, o, only) })
+}
+
+func measure(ctx context.Context, bed *testbed.Bed, o options, only string) error {
 	b := &bench{Bed: bed, options: o}
 	var f figures
 	for _, part := range []struct {
@@ -123,52 +109,28 @@ func run(ctx context.Context, o options, only, binary, scratch string) error {
 	return report(f, o, only)
 }
 
-// row is a line of the table.
-type row struct {
-	part, what, measured, must string
-	reached                    bool
-}
-
 func report(f figures, o options, only string) error {
-	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "\nFIGURE\tMEASURED\tMUST REACH\t\n")
-	for _, r := range []row{
-		{
+	return testbed.Report(only, []testbed.Row{
+		testbed.Figure(
 			"emit", "ticks emitted / raw atomic batches, 16 at once", fmt.Sprintf("%.2f", f.EmitRatio),
 			fmt.Sprintf(">= %.1f", minEmitRatio), f.EmitRatio >= minEmitRatio,
-		},
-		{"lateness", fmt.Sprintf("lateness of %d ticks due at once, p99", o.late), fmt.Sprintf("%.0f ms", f.LatenessP99), "", true},
-		{
+		),
+		testbed.Figure("lateness", fmt.Sprintf("lateness of %d ticks due at once, p99", o.late), fmt.Sprintf("%.0f ms", f.LatenessP99), "", true),
+		testbed.Figure(
 			"start", "job published to work begun / raw publish to handler, p50", fmt.Sprintf("%.2f", f.StartRatio),
 			fmt.Sprintf("<= %d", maxStartRatio), f.StartRatio <= maxStartRatio,
-		},
-		{
+		),
+		testbed.Figure(
 			"many", fmt.Sprintf("%d targets: most memory ever resident", o.many), fmt.Sprintf("%.0f MiB", f.RSSMiB),
 			fmt.Sprintf("<= %d MiB", maxRSS), f.RSSMiB <= maxRSS,
-		},
-		{
+		),
+		testbed.Figure(
 			"many", fmt.Sprintf("%d targets: processor over an idle %s", o.many, o.idle), fmt.Sprintf("%.2f %% of a core", f.IdleCPU),
 			fmt.Sprintf("<= %d %%", maxIdleCPU), f.IdleCPU <= maxIdleCPU,
-		},
-		{
+		),
+		testbed.Figure(
 			"many", fmt.Sprintf("%d targets: start to the first job", o.many), fmt.Sprintf("%.2f s", f.StartS),
 			fmt.Sprintf("<= %d s", maxStart), f.StartS <= maxStart,
-		},
-	} {
-		verdict := "reached"
-		switch {
-		case only != "" && only != r.part:
-			continue
-		case r.must == "":
-			verdict = ""
-		case !r.reached:
-			verdict = "MISSED"
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.what, r.measured, r.must, verdict)
-	}
-	fmt.Fprintln(t)
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	return json.NewEncoder(os.Stdout).Encode(f)
+		),
+	}, f)
 }
