@@ -174,6 +174,7 @@ func (s *Server) WaitSockets(ctx context.Context, n int) error {
 // DropSockets tells every connection to go elsewhere and ends it, as Slack does every few hours.
 func (s *Server) DropSockets() {
 	for _, k := range s.allSockets() {
+		// An error means that it has gone already.
 		_ = k.send(map[string]any{"type": "disconnect", "reason": "refresh_requested", "debug_info": map[string]any{"host": "applink-1"}})
 		s.forget(k)
 	}

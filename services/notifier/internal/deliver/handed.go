@@ -27,7 +27,10 @@ func (t *turn) noteHanded(ctx context.Context, group string, alerts []*lifeboatv
 			g.HandedTo = map[string]string{}
 		}
 		for _, a := range alerts {
-			if a.GetStatus() == firing && len(g.GetHandedTo()) < maxHanded {
+			switch {
+			case a.GetStatus() != firing:
+				delete(g.HandedTo, a.GetFingerprint()) // its end is handed on as well
+			case len(g.GetHandedTo()) < maxHanded:
 				g.HandedTo[a.GetFingerprint()] = to
 			}
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,10 +28,12 @@ func (d *Deliverer) release(ctx context.Context, c *compiled, receiver string) e
 	now := d.o.Now()
 	all := map[string]*heldGroup{}
 	var order []string
+	var unreadable []*bus.Message
+	var why []error
 	err := d.o.Bus.ScanFrom(ctx, bus.StreamAlerts, bus.HeldSubject(receiver), 1, func(m *bus.Message) error {
 		it, out, err := newItem(m)
 		if err != nil {
-			d.o.Logger.ErrorContext(ctx, "what is held cannot be read", slog.String("receiver", receiver), slog.Uint64("seq", m.Seq), slog.Any("err", err))
+			unreadable, why = append(unreadable, m), append(why, err)
 			return nil
 		}
 		_, muted := c.tree.Muted(now, out.GetMuteTimeIntervals(), out.GetActiveTimeIntervals())
@@ -58,6 +59,9 @@ func (d *Deliverer) release(ctx context.Context, c *compiled, receiver string) e
 		return fmt.Errorf("reading what is held for %s: %w", receiver, err)
 	}
 	var errs []error
+	for i, m := range unreadable {
+		errs = append(errs, d.buryHeld(ctx, m, why[i]))
+	}
 	for _, name := range order {
 		// One that cannot be brought back does not keep the others.
 		if err := d.bringBack(ctx, all[name]); err != nil {
@@ -68,6 +72,23 @@ func (d *Deliverer) release(ctx context.Context, c *compiled, receiver string) e
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// buryHeld makes what is held and cannot be read a dead letter: no consumer takes it, so that nobody else would ever say that it is there.
+func (d *Deliverer) buryHeld(ctx context.Context, m *bus.Message, why error) error {
+	err := d.o.Bus.DeadLetter(ctx, "malformed", &lifeboatv1.DeadLetter{
+		Id: m.DeadID(), Subject: m.Subject, Payload: m.Data, Reason: why.Error(), Attempts: 1,
+	})
+	if err != nil {
+		return fmt.Errorf("storing a dead letter: %w", err)
+	}
+	if err := d.dead(ctx, m, why); err != nil {
+		return fmt.Errorf("recording a dead letter: %w", err)
+	}
+	if err := d.o.Bus.Delete(ctx, bus.StreamAlerts, m.Seq); err != nil && !errors.Is(err, bus.ErrNoMessage) {
+		return fmt.Errorf("removing what was held and cannot be read: %w", err)
+	}
+	return nil
 }
 
 // maxBack is about how large a delivery gets that is made of several: NATS takes 1 MiB by default.

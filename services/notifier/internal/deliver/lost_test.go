@@ -252,3 +252,48 @@ func TestAStateThatCannotBeWrittenFloodsNobody(t *testing.T) {
 	l.waitEnded(map[string]int{"delivered": 2})
 	assert.Len(t, l.chat.messages(), 2, l.chat.titles())
 }
+
+func TestWhatIsHeldAndCannotBeReadIsADeadLetter(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, one)
+	_, err := l.bus.PublishRaw(t.Context(), bus.HeldSubject("one"), []byte(`{"id":"empty"}`), nil, "")
+	require.NoError(t, err)
+	l.run("n1")
+	l.wait("the letter", func() bool { return len(l.letters()) == 1 })
+	assert.Equal(t, bus.HeldSubject("one"), l.letters()[0].GetSubject())
+	assert.Contains(t, l.letters()[0].GetReason(), "holds no alerts")
+	require.Eventually(t, func() bool {
+		left, err := l.bus.Subjects(t.Context(), bus.StreamAlerts, bus.HeldSubject(">"))
+		return err == nil && len(left) == 0
+	}, patience, 10*time.Millisecond)
+}
+
+// The fallback was given both the beginning and the end: later ends are not its business.
+func TestTheFallbackHearsOnlyTheEndOfWhatItTookOver(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, two)
+	l.chat.rule(func(receiver string, _ notice.Notice) error {
+		if receiver == "one" {
+			return bus.Terminal("refused", errors.New("one answered 403"))
+		}
+		return nil
+	})
+	l.run("n1")
+	l.send("g", alert("A", "firing", "critical"))
+	l.wait("its beginning", func() bool { return len(l.chat.messages()) == 1 })
+	l.send("g", alert("A", "resolved", "critical"))
+	l.wait("its end", func() bool { return len(l.chat.messages()) == 2 })
+	l.chat.rule(nil)
+	again := alert("A", "firing", "critical")
+	again.StartsAt.Seconds += 7200
+	l.send("g", again)
+	ended := alert("A", "resolved", "critical")
+	ended.StartsAt.Seconds += 7200
+	ended.EndsAt.Seconds += 7200
+	l.wait("it in the first one again", func() bool { return len(l.chat.messages()) == 3 })
+	l.send("g", ended)
+	l.waitEnded(map[string]int{"handed-on": 2, "delivered": 4})
+	for i, m := range l.chat.messages() {
+		assert.Equal(t, map[bool]string{true: "two", false: "one"}[i < 2], m.receiver, l.chat.titles())
+	}
+}
