@@ -456,7 +456,6 @@ type Group struct {
 	DeliveryId   string                 `protobuf:"bytes,4,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
 	MessagesSent int32                  `protobuf:"varint,5,opt,name=messages_sent,json=messagesSent,proto3" json:"messages_sent,omitempty"`
 	ToldAt       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=told_at,json=toldAt,proto3" json:"told_at,omitempty"`
-	Title        string                 `protobuf:"bytes,7,opt,name=title,proto3" json:"title,omitempty"`
 	// The receivers that alerts were handed on to while they fired, by fingerprint: they are told too when these end.
 	HandedTo      map[string]string `protobuf:"bytes,8,rep,name=handed_to,json=handedTo,proto3" json:"handed_to,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
@@ -533,13 +532,6 @@ func (x *Group) GetToldAt() *timestamppb.Timestamp {
 		return x.ToldAt
 	}
 	return nil
-}
-
-func (x *Group) GetTitle() string {
-	if x != nil {
-		return x.Title
-	}
-	return ""
 }
 
 func (x *Group) GetHandedTo() map[string]string {
@@ -858,7 +850,7 @@ const file_lifeboat_v1_alert_proto_rawDesc = "" +
 	" \x01(\tR\aheldFor\x12\x1f\n" +
 	"\vhanded_from\x18\v \x03(\tR\n" +
 	"handedFrom\x12#\n" +
-	"\rhanded_reason\x18\f \x01(\tR\fhandedReason\"\x90\x03\n" +
+	"\rhanded_reason\x18\f \x01(\tR\fhandedReason\"\x87\x03\n" +
 	"\x05Group\x12\x1b\n" +
 	"\tgroup_key\x18\x01 \x01(\tR\bgroupKey\x12)\n" +
 	"\x06alerts\x18\x02 \x03(\v2\x11.lifeboat.v1.ToldR\x06alerts\x122\n" +
@@ -866,12 +858,11 @@ const file_lifeboat_v1_alert_proto_rawDesc = "" +
 	"\vdelivery_id\x18\x04 \x01(\tR\n" +
 	"deliveryId\x12#\n" +
 	"\rmessages_sent\x18\x05 \x01(\x05R\fmessagesSent\x123\n" +
-	"\atold_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06toldAt\x12\x14\n" +
-	"\x05title\x18\a \x01(\tR\x05title\x12=\n" +
+	"\atold_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06toldAt\x12=\n" +
 	"\thanded_to\x18\b \x03(\v2 .lifeboat.v1.Group.HandedToEntryR\bhandedTo\x1a;\n" +
 	"\rHandedToEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9b\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\a\x10\bR\x05title\"\x9b\x02\n" +
 	"\x04Told\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x127\n" +
 	"\tstarts_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bstartsAt\x12\x16\n" +

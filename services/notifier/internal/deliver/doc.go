@@ -19,6 +19,8 @@ package deliver
 // What fails again and again is put aside while others wait, and what is not critical gets a turn now and then while critical ones never
 // cease. A message of several parts of which one was sent goes on before anything of its kind.
 //
+// What was handed on while it fired is noted in the group, so that the fallback is told too when the first receiver hears that it ended.
+//
 // A delivery that is not the head is deleted from the stream once it is done, the head is acknowledged.
 //
 // What survives a crash. Before the send: everything, the next holder begins anew. After the send and before the group's state is

@@ -380,11 +380,11 @@ func TestOddArrivals(t *testing.T) {
 func TestTheRestOfTheStateStays(t *testing.T) {
 	r := start(t)
 	r.group = &lifeboatv1.Group{
-		GroupKey: "k", Title: "title", Message: &lifeboatv1.ChatMessage{Channel: "C1", Id: "1.2"}, DeliveryId: "d", MessagesSent: 3,
+		GroupKey: "k", HandedTo: map[string]string{"a": "other"}, Message: &lifeboatv1.ChatMessage{Channel: "C1", Id: "1.2"}, DeliveryId: "d", MessagesSent: 3,
 		Alerts: []*lifeboatv1.Told{{Fingerprint: "half", Status: "firing"}},
 	}
 	res := r.fold(0, came("a", "firing", 0, 0), came("half", "firing", 0, 0))
 	assert.Equal(t, []string{"a fires", "half fires"}, kinds(res))
 	assert.Equal(t, "C1", res.Group.GetMessage().GetChannel())
-	assert.Equal(t, []any{"k", "title", "d", int32(3)}, []any{res.Group.GetGroupKey(), res.Group.GetTitle(), res.Group.GetDeliveryId(), res.Group.GetMessagesSent()})
+	assert.Equal(t, []any{"k", "other", "d", int32(3)}, []any{res.Group.GetGroupKey(), res.Group.GetHandedTo()["a"], res.Group.GetDeliveryId(), res.Group.GetMessagesSent()})
 }
