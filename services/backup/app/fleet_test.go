@@ -349,21 +349,25 @@ func TestTheFleetsConcurrencyThroughAKill(t *testing.T) {
 		}
 	}
 	require.Eventually(t, func() bool { return held() == 2 }, 60*time.Second, 20*time.Millisecond, "its places come back")
-	done := make(chan struct{})
-	go func() { // one by one, so that the number stays to be seen
-		defer close(done)
-		for range names[3:] {
+	// One by one, so that the number stays to be seen, until all are there: one more than there are snapshots when the worker was killed
+	// after the barrier had let its snapshot through.
+	all := make(chan struct{})
+	var letting sync.WaitGroup
+	letting.Go(func() {
+		for {
 			select {
 			case release <- struct{}{}:
-			case <-t.Context().Done():
+			case <-all:
+				return
 			}
 		}
-	}()
+	})
+	t.Cleanup(letting.Wait)
+	t.Cleanup(func() { close(all) })
 	require.Eventually(t, func() bool {
 		held()
 		return y.have(bus.StreamEvents, bus.EventSubject("snapshot", "committed", "*")) == len(names)
 	}, 90*time.Second, 20*time.Millisecond)
-	<-done
 	for _, name := range names {
 		y.good(name)
 	}
