@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/credentials"
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/stretchr/testify/require"
 
@@ -36,14 +35,7 @@ func (f *fleet) roleOnly(role config.Work) *s3.Store {
 	}
 	b, err = json.Marshal(policy)
 	require.NoError(f.t, err)
-	id, err := f.s3.Config.AccessKeyIDFile.Read()
-	require.NoError(f.t, err)
-	secret, err := f.s3.Config.SecretAccessKeyFile.Read()
-	require.NoError(f.t, err)
-	owner := awss3.New(awss3.Options{
-		Region: "us-east-1", BaseEndpoint: &f.s3.Endpoint, UsePathStyle: true, Credentials: credentials.NewStaticCredentialsProvider(id, secret, ""),
-	})
-	_, err = owner.PutBucketPolicy(f.t.Context(), &awss3.PutBucketPolicyInput{Bucket: aws.String(s3test.Bucket), Policy: aws.String(string(b))})
+	_, err = f.owner().PutBucketPolicy(f.t.Context(), &awss3.PutBucketPolicyInput{Bucket: aws.String(s3test.Bucket), Policy: aws.String(string(b))})
 	require.NoError(f.t, err)
 
 	dir := f.t.TempDir()
