@@ -31,7 +31,7 @@ func Connect(o Options) (*Bus, error) {
 	if err != nil {
 		return nil, err
 	}
-	tlsConfig, encryption, err := encryption(o.Config)
+	encryption, err := encryption(o.Config)
 	if err != nil {
 		return nil, fmt.Errorf("nats.tls: %w", err)
 	}
@@ -51,7 +51,7 @@ func Connect(o Options) (*Bus, error) {
 	}
 	return &Bus{
 		nc: nc, js: js, log: o.Logger, actor: o.Actor, replicas: max(o.Config.Replicas, 1), url: o.Config.URL,
-		monitor: newMonitor(o.Config.MonitorURLs, tlsConfig), denials: d, metrics: metrics, refused: map[string]string{},
+		monitor: newMonitor(o.Config), denials: d, metrics: metrics, refused: map[string]string{},
 		slots: map[config.Work]slotLine{},
 	}, nil
 }
@@ -176,18 +176,17 @@ func (k *nkey) sign(nonce []byte) ([]byte, error) {
 	return pair.Sign(nonce)
 }
 
-// encryption is the connection's TLS; nil when it has none. CA and certificate are read again for each connection.
-func encryption(c config.NATS) (*tls.Config, []nats.Option, error) {
+// encryption is the connection's TLS; none when it has none. CA and certificate are read again for each connection.
+func encryption(c config.NATS) ([]nats.Option, error) {
 	cfg, err := c.TLS.Client()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if cfg == nil {
 		if strings.HasPrefix(c.URL, "tls://") {
-			cfg = &tls.Config{MinVersion: tls.VersionTLS12}
-			return cfg, []nats.Option{nats.Secure(cfg)}, nil
+			return []nats.Option{nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12})}, nil
 		}
-		return nil, nil, nil
+		return nil, nil
 	}
 	opts := []nats.Option{nats.Secure(cfg)}
 	if c.TLS.CAFile != "" {
@@ -196,5 +195,5 @@ func encryption(c config.NATS) (*tls.Config, []nats.Option, error) {
 			return nil
 		})
 	}
-	return cfg, opts, nil
+	return opts, nil
 }

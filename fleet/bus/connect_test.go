@@ -127,12 +127,29 @@ func TestTLSVerifiesTheServer(t *testing.T) {
 	require.ErrorContains(t, wrong.EnsureStreams(ctx), "is not connected", "a time-out says why")
 }
 
+func present(ca *certtest.CA, p certtest.Pair) config.TLS {
+	return config.TLS{CAFile: ca.File, CertFile: p.Cert, KeyFile: config.SecretFile(p.Key)}
+}
+
 // Both sides get certificates of another CA, one after the other, and the client needs no restart.
 func TestMutualTLSAndItsRotation(t *testing.T) {
 	before, after := certtest.New(t, "before"), certtest.New(t, "after")
 	s := server(t, tlsConf(before, before.Server(t), true))
-	none, _ := dial(t, config.NATS{URL: s.URL, TLS: config.TLS{CAFile: before.File}})
-	refused(t, none, "tls")
+	own := before.Client(t, "lifeboat")
+	for name, files := range map[string]config.TLS{
+		"none":            {CAFile: before.File},
+		"a foreign CA's":  present(before, after.Client(t, "lifeboat")),
+		"an expired one":  present(before, before.Client(t, "lifeboat", certtest.Expired())),
+		"another's trust": present(after, own),
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, _ := dial(t, config.NATS{URL: s.URL, TLS: files})
+			refused(t, b, "tls")
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			defer cancel()
+			require.Error(t, b.EnsureStreams(ctx))
+		})
+	}
 
 	dir := t.TempDir()
 	files := config.TLS{

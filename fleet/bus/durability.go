@@ -2,7 +2,6 @@ package bus
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +14,9 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/web"
 )
 
 // enoughReplicas survive the loss of one server without losing what was acknowledged.
@@ -172,11 +174,9 @@ type monitor struct {
 	client *http.Client
 }
 
-func newMonitor(urls []string, encryption *tls.Config) *monitor {
-	transport := &http.Transport{
-		Proxy: http.ProxyFromEnvironment, TLSClientConfig: encryption.Clone(), DisableKeepAlives: true,
-	}
-	return &monitor{urls: urls, client: &http.Client{Transport: transport, Timeout: monitorTimeout}}
+func newMonitor(c config.NATS) *monitor {
+	transport := web.NewTransport(&http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}, func() config.TLS { return c.TLS })
+	return &monitor{urls: c.MonitorURLs, client: &http.Client{Transport: transport, Timeout: monitorTimeout}}
 }
 
 // varz is what matters here of /varz (nats-server, server/monitor.go, Varz).

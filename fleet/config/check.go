@@ -53,14 +53,25 @@ func (cfg *Config) check(clocks *clocks) []problem {
 	}
 	c.workers(cfg.Workers)
 	c.found = append(c.found, cfg.checkTargets(clocks)...)
-	for i, u := range cfg.Alertmanager.URLs {
-		c.url(fmt.Sprintf("alertmanager.urls[%d]", i), u, "http", "https")
+	c.alertmanager(cfg.Alertmanager)
+	c.notifier(cfg.Notifier, cfg.Alertmanager.URLs)
+	c.page(cfg.Page)
+	return c.found
+}
+
+func (c *checker) alertmanager(a Alertmanager) {
+	c.tls("alertmanager.tls", a.TLS)
+	for i, u := range a.URLs {
+		key := fmt.Sprintf("alertmanager.urls[%d]", i)
+		c.url(key, u, "http", "https")
+		c.encrypted(key, u, "alertmanager.tls", a.TLS)
 	}
-	if cfg.Alertmanager.ResendInterval < 0 {
+	if (a.Username == "") != (a.PasswordFile == "") {
+		c.add("alertmanager", "username and password_file go together")
+	}
+	if a.ResendInterval < 0 {
 		c.add("alertmanager.resend_interval", "must not be negative")
 	}
-	c.notifier(cfg.Notifier, cfg.Alertmanager.URLs)
-	return c.found
 }
 
 func (c *checker) objectStore(key string, s ObjectStore) {
@@ -73,6 +84,10 @@ func (c *checker) objectStore(key string, s ObjectStore) {
 	}
 	if s.Endpoint != "" {
 		c.url(key+".endpoint", s.Endpoint, "http", "https")
+	}
+	c.tls(key, s.TLS())
+	if s.CertFile != "" {
+		c.encrypted(key+".endpoint", s.Endpoint, key+".cert_file", s.TLS())
 	}
 	if (s.AccessKeyIDFile == "") != (s.SecretAccessKeyFile == "") {
 		c.add(key, "access_key_id_file and secret_access_key_file go together")
@@ -192,8 +207,18 @@ func (c *checker) target(key string, t Target) {
 }
 
 func (c *checker) tls(key string, t TLS) {
-	if (t.CertFile == "") != (t.KeyFile == "") {
-		c.add(key, "cert_file and key_file go together")
+	switch {
+	case t.CertFile != "" && t.KeyFile == "":
+		c.add(key+".cert_file", "needs key_file beside it: they go together")
+	case t.CertFile == "" && t.KeyFile != "":
+		c.add(key+".key_file", "needs cert_file beside it: they go together")
+	}
+}
+
+// encrypted says when there are TLS settings for an address in clear, with which nobody would use them.
+func (c *checker) encrypted(key, raw, settings string, t TLS) {
+	if t != (TLS{}) && strings.HasPrefix(raw, "http://") {
+		c.add(key, "begins with http://, and %s is set: nothing would be encrypted; write https://", settings)
 	}
 }
 

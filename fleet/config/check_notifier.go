@@ -119,6 +119,10 @@ func (c *checker) receiver(key string, r Receiver, receivers names) {
 	case !slices.Contains([]string{"", "markdown", "action_card"}, r.DingTalk.Style):
 		c.add(key+".dingtalk.style", "%q is not markdown or action_card", r.DingTalk.Style)
 	}
+	c.tls(key+".tls", r.TLS)
+	if r.Slack != nil {
+		c.encrypted(key+".slack.api_url", r.Slack.APIURL, key+".tls", r.TLS)
+	}
 	if _, err := time.LoadLocation(r.TimeZone); err != nil || strings.EqualFold(r.TimeZone, "local") {
 		c.add(key+".time_zone", "%q is not an IANA time zone, as Asia/Shanghai", r.TimeZone)
 	}
@@ -193,6 +197,11 @@ func (c *checker) runbooks(r Runbooks) {
 	if r.BaseURL != "" {
 		c.url("notifier.runbooks.base_url", r.BaseURL, "http", "https")
 	}
+	c.tls("notifier.runbooks.tls", r.TLS)
+	if r.BaseURL == "" && r.TLS != (TLS{}) {
+		c.add("notifier.runbooks.tls", "means nothing without base_url; it is for links at that host")
+	}
+	c.encrypted("notifier.runbooks.base_url", r.BaseURL, "notifier.runbooks.tls", r.TLS)
 	for _, severity := range slices.Sorted(maps.Keys(r.Policy)) {
 		if grade := r.Policy[severity]; !slices.Contains([]string{"error", "warning", "ignore"}, grade) {
 			c.add("notifier.runbooks.policy."+keyed(severity), "%q is not error, warning or ignore", grade)
@@ -216,6 +225,8 @@ func (c *checker) interactions(i Interactions, alertmanagers []string) {
 	if i.SlackAPIURL != "" {
 		c.url(key+".slack_api_url", i.SlackAPIURL, "https", "http")
 	}
+	c.tls(key+".slack_tls", i.SlackTLS)
+	c.encrypted(key+".slack_api_url", i.SlackAPIURL, key+".slack_tls", i.SlackTLS)
 	c.notNegative(key+".link_ttl", i.LinkTTL)
 	c.notNegative(key+".acknowledge_for", i.AcknowledgeFor)
 	switch {

@@ -21,6 +21,7 @@ type Config struct {
 	Workers      Workers      `yaml:"workers"`
 	Alertmanager Alertmanager `yaml:"alertmanager"`
 	Notifier     Notifier     `yaml:"notifier"`
+	Page         Page         `yaml:"page"`
 
 	// index is where each target stands, once the file is loaded.
 	index map[string]int
@@ -41,7 +42,7 @@ type NATS struct {
 	// Replicas of every stream; 1 when empty. Production wants 3.
 	Replicas int `yaml:"replicas"`
 	// InboxPrefix begins the subjects on which answers come; _INBOX when empty. {role} in it stands for the role of the
-	// process (scheduler, snapshot, verify, drill, prune, notifier, cli), so that one file does for roles that may not read
+	// process (scheduler, snapshot, verify, drill, prune, notifier, cli, page), so that one file does for roles that may not read
 	// each other's answers.
 	InboxPrefix string `yaml:"inbox_prefix"`
 	// MonitorURLs are the monitoring addresses of all servers. Only there do they tell whether they write to disk before they
@@ -70,7 +71,10 @@ type ObjectStore struct {
 	Endpoint  string `yaml:"endpoint"`
 	Region    string `yaml:"region"`
 	PathStyle bool   `yaml:"path_style"`
-	CAFile    string `yaml:"ca_file"`
+	// CAFile, CertFile and KeyFile are as in TLS. They are read again while the service runs.
+	CAFile   string     `yaml:"ca_file"`
+	CertFile string     `yaml:"cert_file"`
+	KeyFile  SecretFile `yaml:"key_file"`
 	// Both empty: the AWS SDK's own chain (environment, shared files, assumed role, web identity, instance role).
 	AccessKeyIDFile     SecretFile `yaml:"access_key_id_file"`
 	SecretAccessKeyFile SecretFile `yaml:"secret_access_key_file"`
@@ -81,6 +85,11 @@ type ObjectStore struct {
 	ObjectLock   ObjectLock `yaml:"object_lock"`
 	// Accept names what the store may lack although it makes it less safe: Lacks* values.
 	Accept []string `yaml:"accept"`
+}
+
+// TLS are the files of the bucket's connections.
+func (s ObjectStore) TLS() TLS {
+	return TLS{CAFile: s.CAFile, CertFile: s.CertFile, KeyFile: s.KeyFile}
 }
 
 // What a store may lack, as store.accept names it.
@@ -333,6 +342,10 @@ type Alertmanager struct {
 	URLs []string `yaml:"urls"`
 	// ResendInterval is how often firing alerts are posted again; 1m when empty.
 	ResendInterval time.Duration `yaml:"resend_interval"`
+	// TLS, Username and PasswordFile are for every one of them, and are read again for each request.
+	TLS          TLS        `yaml:"tls"`
+	Username     string     `yaml:"username"`
+	PasswordFile SecretFile `yaml:"password_file"`
 }
 
 // Work is what a job asks for. It is the third token of a job's subject.
@@ -426,6 +439,7 @@ func (c *Config) setDefaults() {
 		c.Alertmanager.ResendInterval = defaultResend
 	}
 	c.Notifier.setDefaults()
+	c.Page.setDefaults()
 }
 
 func (t *Target) setDefaults() {

@@ -47,6 +47,8 @@ type Receiver struct {
 	Title string `yaml:"title"`
 	Text  string `yaml:"text"`
 	Limit Limit  `yaml:"limit"`
+	// TLS is for the address of the webhook, or the bot's api_url. The files are read again for each message.
+	TLS TLS `yaml:"tls"`
 	// Fallback is the receiver that takes over what waits here for longer than FallbackAfter; none when empty.
 	Fallback string `yaml:"fallback"`
 	// FallbackAfter is counted from when the delivery began to wait here, which is when the alert was received or, of what a time
@@ -158,6 +160,8 @@ type Runbooks struct {
 	CheckLinks bool `yaml:"check_links"`
 	// AllowPrivate lets links lead to loopback and private addresses when they are asked for.
 	AllowPrivate bool `yaml:"allow_private"`
+	// TLS is for links at the host of BaseURL; other links are asked with the system's CAs and without a certificate.
+	TLS TLS `yaml:"tls"`
 	// Policy is what an alert without a runbook is, by severity: "error", "warning" or "ignore". The key "*" is for every other
 	// severity; when that is missing too it is "error" for critical and page, else "warning".
 	Policy map[string]string `yaml:"policy"`
@@ -192,6 +196,8 @@ type Interactions struct {
 	SlackAppTokenFile SecretFile `yaml:"slack_app_token_file"`
 	// SlackAPIURL is where Slack's Web API is; https://slack.com/api/ when empty.
 	SlackAPIURL string `yaml:"slack_api_url"`
+	// SlackTLS is for SlackAPIURL, and for what Slack names to answer to and to connect to.
+	SlackTLS TLS `yaml:"slack_tls"`
 	// AcknowledgeFor is how long an acknowledged group stays silent; 2h when empty.
 	AcknowledgeFor time.Duration `yaml:"acknowledge_for"`
 }

@@ -210,6 +210,9 @@ func NewWith(t *testing.T, o Options) *Server {
 	return s
 }
 
+// Addr is where it listens, as host:port.
+func (s *Server) Addr() string { return s.addr }
+
 // Stop ends the server and waits until it is gone. It may be called twice.
 func (s *Server) Stop() error {
 	s.stop()

@@ -18,10 +18,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/amclient"
 )
 
 const (
@@ -79,7 +82,7 @@ func (a alertID) String() string { return fmt.Sprintf("%016x-%d", a.fingerprint,
 func New(o Options) *Reconciler {
 	return &Reconciler{
 		o: o, metrics: newMetrics(o.Registerer),
-		http:    &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, IdleConnTimeout: time.Minute}},
+		http:    amclient.New(func() config.Alertmanager { return o.Config().Alertmanager }),
 		missing: map[alertID]time.Time{}, ended: map[string]absence{}, told: map[alertID]bool{}, posted: map[string]bool{},
 	}
 }
@@ -104,7 +107,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "lifeboat_reconcile_checks_total", Help: "Comparisons with Alertmanager, by outcome (ok, failed).",
 		}, []string{"outcome"}),
 		checked: f.NewGauge(prometheus.GaugeOpts{
-			Name: "lifeboat_reconcile_timestamp_seconds", Help: "When the last comparison with Alertmanager succeeded.",
+			Name: "lifeboat_reconcile_timestamp_seconds", Help: "When the last comparison with Alertmanager succeeded; 0 while there is nothing to compare with, and before the first.",
 		}),
 	}
 }
@@ -119,6 +122,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		off := every <= 0 || len(cfg.Alertmanager.URLs) == 0
 		if off {
 			r.metrics.undelivered.Set(0)
+			r.metrics.checked.Set(0)
 		} else if now.Sub(last) >= every || now.Before(last) {
 			last = now
 			r.checkAndCount(ctx, cfg)
@@ -210,20 +214,25 @@ func (r *Reconciler) deliver(ctx context.Context, missed []*alert, now time.Time
 		part := fresh[:min(batch, len(fresh))]
 		fresh = fresh[len(part):]
 		all := make([]bus.Outgoing, 0, len(part))
+		traces := make([]trace.SpanContext, 0, len(part))
 		for _, a := range part {
+			traced, span := tracing.Start(ctx, "alert missed")
+			span.End()
+			traces = append(traces, tracing.Of(traced))
 			n := a.notification(now)
-			all = append(all, bus.Outgoing{Subject: bus.SubjectReceived, Message: n, ID: n.GetId()})
+			all = append(all, bus.Outgoing{Subject: bus.SubjectReceived, Message: n, ID: n.GetId(), Trace: tracing.Of(traced)})
 		}
 		if err := r.o.Bus.PublishAll(ctx, all); err != nil {
 			return fmt.Errorf("publishing alerts that were missed: %w", err)
 		}
-		for _, a := range part {
-			if err := r.o.Bus.Emit(ctx, a.event()); err != nil {
+		for i, a := range part {
+			traced := tracing.In(ctx, traces[i])
+			if err := r.o.Bus.Emit(traced, a.event()); err != nil {
 				return fmt.Errorf("recording that an alert was missed: %w", err)
 			}
 			r.told[a.id] = true
 			r.metrics.missed.Inc()
-			r.o.Logger.WarnContext(ctx, "an alert fires in Alertmanager, and nobody was told; it is delivered now",
+			r.o.Logger.WarnContext(traced, "an alert fires in Alertmanager, and nobody was told; it is delivered now",
 				slog.String("alertname", a.labels["alertname"]), slog.String("fingerprint", fmt.Sprintf("%016x", a.id.fingerprint)))
 		}
 	}

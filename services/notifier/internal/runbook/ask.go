@@ -16,6 +16,9 @@ import (
 	"syscall"
 	"time"
 	"unicode/utf8"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/web"
 )
 
 const (
@@ -35,7 +38,9 @@ var (
 // newClient asks for links. It looks at each address after it was resolved and before it is connected to, so neither a redirect nor
 // a name that resolves to something else the next time leads to a place that is not allowed. For the same reason it uses no proxy,
 // and no connection twice.
-func newClient(names *net.Resolver, private bool) *http.Client {
+//
+// files are for the host alone, so that no certificate goes where only an alert's annotation leads.
+func newClient(names *net.Resolver, private bool, host func() string, files func() config.TLS) *http.Client {
 	dialer := &net.Dialer{
 		Timeout: askWithin, Resolver: names,
 		Control: func(_, address string, _ syscall.RawConn) error {
@@ -47,10 +52,10 @@ func newClient(names *net.Resolver, private bool) *http.Client {
 		},
 	}
 	return &http.Client{
-		Transport: &http.Transport{
+		Transport: web.NewHostTransport(&http.Transport{
 			DialContext: dialer.DialContext, DisableKeepAlives: true, DisableCompression: true, ForceAttemptHTTP2: true,
 			TLSHandshakeTimeout: askWithin, MaxResponseHeaderBytes: 64 << 10,
-		},
+		}, host, files),
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
 			req.Header.Del("Referer") // the address that led here may be nobody else's business
 			if len(via) > maxRedirects {

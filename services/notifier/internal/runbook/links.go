@@ -4,9 +4,12 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/notice"
 )
 
@@ -46,6 +49,8 @@ type answer struct {
 type links struct {
 	now             func() time.Time
 	public, private *http.Client
+	// site is whom our certificate is for.
+	site atomic.Pointer[ownHost]
 
 	mu     sync.Mutex
 	known  map[question]answer
@@ -63,10 +68,28 @@ type asking struct {
 	cancel context.CancelFunc
 }
 
+// ownHost is the host of base_url, as a URL has it, and the files for its TLS.
+type ownHost struct {
+	host  string
+	files config.TLS
+}
+
 func newLinks(now func() time.Time, names *net.Resolver) *links {
-	return &links{
-		now: now, public: newClient(names, false), private: newClient(names, true),
-		known: map[question]answer{}, asked: map[question]*asking{},
+	l := &links{now: now, known: map[question]answer{}, asked: map[question]*asking{}}
+	l.site.Store(&ownHost{})
+	host, files := func() string { return l.site.Load().host }, func() config.TLS { return l.site.Load().files }
+	l.public, l.private = newClient(names, false, host, files), newClient(names, true, host, files)
+	return l
+}
+
+// trust takes up the configuration in force.
+func (l *links) trust(cfg config.Runbooks) {
+	s := ownHost{files: cfg.TLS}
+	if u, err := url.Parse(cfg.BaseURL); err == nil {
+		s.host = u.Host
+	}
+	if *l.site.Load() != s {
+		l.site.Store(&s)
 	}
 }
 

@@ -117,6 +117,7 @@ func (l *linter) unused() {
 // ask asks for each link once. A page that is not there is as bad as no page; a server in trouble is not the rule's fault.
 func (l *linter) ask(ctx context.Context) {
 	asked := newLinks(l.o.Now, nil)
+	asked.trust(l.o.Config)
 	all := slices.Sorted(maps.Keys(l.links))
 	answers := make([]answer, len(all))
 	var g errgroup.Group

@@ -82,6 +82,7 @@ func (p *Pages) Page(ctx context.Context, cfg config.Runbooks, name string, anno
 	if page.Link == "" || !cfg.CheckLinks {
 		return page
 	}
+	p.links.trust(cfg)
 	q := question{link: page.Link, private: cfg.AllowPrivate}
 	if !looked {
 		q.base = cfg.BaseURL

@@ -198,7 +198,7 @@ func (s *Silencer) api(address string) (silence.ClientService, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parsing the Alertmanager's URL: %w", bare(err))
 	}
-	transport := httptransport.NewWithClient(u.Host, strings.TrimSuffix(u.Path, "/")+client.DefaultBasePath, []string{u.Scheme}, s.http)
+	transport := httptransport.NewWithClient(u.Host, strings.TrimSuffix(u.Path, "/")+client.DefaultBasePath, []string{u.Scheme}, s.alertmanagers)
 	return client.New(transport, strfmt.Default).Silence, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"sync"
 	"time"
 
@@ -23,7 +24,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/web"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/amclient"
 )
 
 // Ways in, as the metric names them.
@@ -43,7 +46,7 @@ type Options struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 	Now        func() time.Time
-	// HTTP reaches Alertmanagers and Slack; the Silencer makes its own when nil.
+	// HTTP reaches Slack; the Silencer makes its own when nil.
 	HTTP *http.Client
 	// AllowedResponsePrefix is where answers to Slack may be posted besides https://hooks.slack.com/. It is for tests.
 	AllowedResponsePrefix string
@@ -54,15 +57,17 @@ type Options struct {
 
 // Silencer creates silences. It is safe for concurrent use.
 type Silencer struct {
-	o       Options
-	own     bool
-	http    *http.Client
-	metrics *metrics
-	jobs    *jobs
-	turns   *turns
-	seen    *seen
-	pages   *limiter
-	presses *limiter
+	o    Options
+	own  bool
+	http *http.Client
+	// alertmanagers is a client of its own: it carries a password, which is no business of Slack's.
+	alertmanagers *http.Client
+	metrics       *metrics
+	jobs          *jobs
+	turns         *turns
+	seen          *seen
+	pages         *limiter
+	presses       *limiter
 
 	mu sync.Mutex
 	// told is what was last logged about links that cannot be made, so that a storm of alerts does not say it ten thousand times.
@@ -75,22 +80,33 @@ func New(o Options) *Silencer {
 		o: o, own: o.HTTP == nil, metrics: newMetrics(o.Registerer), jobs: newJobs(), turns: newTurns(), seen: newSeen(),
 		pages: newLimiter(), presses: newLimiter(),
 	}
-	client := http.Client{Transport: &http.Transport{
+	client := http.Client{Transport: web.NewHostTransport(&http.Transport{
 		Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: requestTimeout, IdleConnTimeout: time.Minute, ForceAttemptHTTP2: true,
-	}}
+	}, s.slackHost, func() config.TLS { return o.Config().Notifier.Interactions.SlackTLS })}
 	if o.HTTP != nil {
 		client = *o.HTTP
 	}
 	// A redirect would carry what we send to somebody whom nobody named.
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	s.http = &client
+	s.alertmanagers = amclient.New(func() config.Alertmanager { return o.Config().Alertmanager })
 	return s
+}
+
+// slackHost is whom slack_tls is for.
+func (s *Silencer) slackHost() string {
+	u, err := url.Parse(s.o.Config().Notifier.Interactions.SlackAPIURL)
+	if err != nil {
+		return ""
+	}
+	return u.Host
 }
 
 // Close waits for the silences that people have been promised, and cuts them short when the context ends. Afterwards no press is
 // accepted. It may be called twice.
 func (s *Silencer) Close(ctx context.Context) error {
 	err := s.jobs.close(ctx)
+	s.alertmanagers.CloseIdleConnections()
 	if s.own {
 		s.http.CloseIdleConnections()
 	}
@@ -99,7 +115,7 @@ func (s *Silencer) Close(ctx context.Context) error {
 
 type metrics struct {
 	silences  *prometheus.CounterVec
-	connected prometheus.Gauge
+	connected *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -109,9 +125,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "lifeboat_silences_total",
 			Help: "Silences that people asked for, by way (slack, socket_mode, link, api) and outcome (created, existing, refused, failed).",
 		}, []string{"way", "outcome"}),
-		connected: f.NewGauge(prometheus.GaugeOpts{
-			Name: "lifeboat_slack_socket_mode_connected", Help: "1 while there is a connection to Slack's Socket Mode.",
-		}),
+		connected: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lifeboat_slack_socket_mode_connected", Help: "1 while there is a connection to Slack's Socket Mode, else 0. Absent where it is not used.",
+		}, nil),
 	}
 }
 

@@ -2,18 +2,23 @@ package silence
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/slack-go/slack"
 	"github.com/slack-go/slack/socketmode"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 )
 
 const (
@@ -23,6 +28,8 @@ const (
 	lived = 10 * time.Second
 	// maxFrame is more than Slack sends: the whole message comes with a press.
 	maxFrame = 1 << 20
+	// handshakeTimeout is for a connection to come about.
+	handshakeTimeout = 30 * time.Second
 	// ackTimeout is Slack's 3 seconds and a little less.
 	ackTimeout = 2 * time.Second
 )
@@ -39,6 +46,7 @@ func (s *Silencer) RunSocketMode(ctx context.Context) error {
 		return errors.New("notifier.interactions.slack_app_token_file is not configured; Socket Mode needs an app-level token (xapp-...)")
 	}
 	defer func() { _ = s.jobs.wait(context.WithoutCancel(ctx)) }() // each has a timeout of its own
+	s.metrics.connected.WithLabelValues().Set(0)
 	pause := firstPause
 	for ctx.Err() == nil {
 		begin := time.Now()
@@ -80,10 +88,14 @@ func (s *Silencer) connection(ctx context.Context) (connected bool, err error) {
 	}
 	api := slack.New("", slack.OptionAppLevelToken(token), slack.OptionAPIURL(strings.TrimSuffix(cfg.SlackAPIURL, "/")+"/"),
 		slack.OptionHTTPClient(&once{client: s.http}), slack.OptionLog(silent{}))
-	client := socketmode.New(api, socketmode.OptionReadLimit(maxFrame), socketmode.OptionLog(silent{}))
+	dialer, err := dialer(cfg.SlackTLS)
+	if err != nil {
+		return false, err
+	}
+	client := socketmode.New(api, socketmode.OptionReadLimit(maxFrame), socketmode.OptionLog(silent{}), socketmode.OptionDialer(dialer))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer s.metrics.connected.Set(0)
+	defer s.metrics.connected.WithLabelValues().Set(0)
 	ended := make(chan error, 1)
 	go func() { ended <- client.RunContext(ctx) }()
 	for {
@@ -105,6 +117,26 @@ func (s *Silencer) connection(ctx context.Context) (connected bool, err error) {
 	}
 }
 
+// dialer opens the connection, to whomever the API named. That may be Slack itself behind a slack_api_url of somebody's own, so the
+// system's CAs are believed too.
+func dialer(files config.TLS) (*websocket.Dialer, error) {
+	cfg, err := files.Client()
+	if err != nil {
+		return nil, fmt.Errorf("notifier.interactions.slack_tls: %w", err)
+	}
+	if files.CAFile != "" {
+		pem, err := os.ReadFile(files.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("notifier.interactions.slack_tls: reading CA file: %w", err)
+		}
+		if roots, err := x509.SystemCertPool(); err == nil {
+			roots.AppendCertsFromPEM(pem)
+			cfg.RootCAs = roots
+		}
+	}
+	return &websocket.Dialer{Proxy: http.ProxyFromEnvironment, HandshakeTimeout: handshakeTimeout, TLSClientConfig: cfg}, nil
+}
+
 // rest takes what was read before a connection ended.
 func (s *Silencer) rest(ctx context.Context, client *socketmode.Client) {
 	for {
@@ -123,7 +155,7 @@ func (s *Silencer) rest(ctx context.Context, client *socketmode.Client) {
 func (s *Silencer) event(ctx context.Context, client *socketmode.Client, e socketmode.Event) (over bool, why error) {
 	switch e.Type {
 	case socketmode.EventTypeConnected:
-		s.metrics.connected.Set(1)
+		s.metrics.connected.WithLabelValues().Set(1)
 		s.o.Logger.InfoContext(ctx, "connected to Slack's Socket Mode")
 	case socketmode.EventTypeConnectionError:
 		if failed, ok := e.Data.(*slack.ConnectionErrorEvent); ok {

@@ -1,7 +1,9 @@
 package consul_test
 
 import (
+	"context"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -51,4 +53,12 @@ func TestTLS(t *testing.T) {
 			require.ErrorContains(t, consul.New(config.Consul{Address: c.HTTPS, TLS: tt.tls}, consul.Options{}).Ping(t.Context()), c.HTTPS)
 		})
 	}
+}
+
+// TestRotation replaces the certificates under a source.
+func TestRotation(t *testing.T) {
+	c := run(t, bintest.ConsulOptions{})
+	certtest.TryClient(t, strings.TrimPrefix(c.Address, "http://"), func(_ *testing.T, addr string, files config.TLS) func(context.Context) error {
+		return consul.New(config.Consul{Address: "https://" + addr, TLS: files}, consul.Options{}).Ping
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/source"
@@ -59,6 +60,8 @@ func (h *handshake) judge(asked *tls.CertificateRequestInfo, cert *tls.Certifica
 		refusal = errors.New("the member asks for a client certificate, and none is configured")
 	} else if err := asked.SupportsCertificate(cert); err != nil {
 		refusal = fmt.Errorf("the member does not take this client certificate: %w", err)
+	} else if leaf := cert.Leaf; leaf != nil && time.Now().After(leaf.NotAfter) {
+		refusal = fmt.Errorf("this client certificate has expired at %s", leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

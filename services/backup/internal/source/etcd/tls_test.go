@@ -1,6 +1,7 @@
 package etcd_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/url"
@@ -113,6 +114,9 @@ func TestClientCertificates(t *testing.T) {
 		"the server is not trusted": {address, present(other, ca.Client(t, "backup")), source.Misconfigured, "unknown authority"},
 		"the key is gone":           {address, lost, source.Misconfigured, "client certificate"},
 	}
+	cases["one that has expired"] = refusal{
+		address, present(ca, ca.Client(t, "backup", certtest.Expired())), source.Denied, "expired",
+	}
 	// Which of the alert and the end of the connection arrives first differs from time to time.
 	for i := range 2 {
 		cases[fmt.Sprint("none ", i)] = refusal{address, trust(ca), source.Denied, "none is configured"}
@@ -138,6 +142,14 @@ func TestClientCertificates(t *testing.T) {
 			assert.Equal(t, source.Denied, typed.Reason, "%s: %v", name, err)
 		}
 	})
+}
+
+// TestRotation replaces the certificates under a source.
+func TestRotation(t *testing.T) {
+	plain := clientURL(startWith(t, t.TempDir()))
+	certtest.TryClient(t, strings.TrimPrefix(plain, "http://"), func(_ *testing.T, addr string, files config.TLS) func(context.Context) error {
+		return etcd.New(config.Etcd{Endpoints: []string{"https://" + addr}, TLS: files}, etcd.Options{}).Ping
+	}, "h2")
 }
 
 // TestSecretsStaySecret looks for a password and a key in what is said of a member that breaks at any point.

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -204,10 +206,11 @@ func TestTLS(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, st.Close())
 
-	stranger := certtest.New(t, "stranger").Client(t, "lifeboat")
+	stranger, expired := certtest.New(t, "stranger").Client(t, "lifeboat"), ca.Client(t, "lifeboat", certtest.Expired())
 	for name, bad := range map[string]config.TLS{
 		"no certificate":      {CAFile: ca.File},
 		"another CA's client": {CAFile: ca.File, CertFile: stranger.Cert, KeyFile: config.SecretFile(stranger.Key)},
+		"an expired one":      {CAFile: ca.File, CertFile: expired.Cert, KeyFile: config.SecretFile(expired.Key)},
 		"another CA's server": {CAFile: certtest.New(t, "other").File, CertFile: mine.Cert, KeyFile: config.SecretFile(mine.Key)},
 		"no CA":               {CertFile: mine.Cert, KeyFile: config.SecretFile(mine.Key)},
 		"no such certificate": {CAFile: ca.File, CertFile: ca.File + ".gone", KeyFile: config.SecretFile(mine.Key)},
@@ -219,6 +222,16 @@ func TestTLS(t *testing.T) {
 		_, err = nomad.NewOperator(cfg, nomad.Options{}).Open(t.Context())
 		require.ErrorAs(t, err, &typed, name)
 	}
+}
+
+// TestRotation replaces the certificates under a source.
+func TestRotation(t *testing.T) {
+	n, err := bintest.StartNomad(t.Context(), t.TempDir())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, n.Kill()) })
+	certtest.TryClient(t, strings.TrimPrefix(n.Address, "http://"), func(_ *testing.T, addr string, files config.TLS) func(context.Context) error {
+		return nomad.New(config.Nomad{Address: "https://" + addr, TLS: files}, nomad.Options{}).Ping
+	})
 }
 
 // TestVolumes has volumes on a server that has no client to make them: they are put into a snapshot of its state.

@@ -88,6 +88,7 @@ func New(ctx context.Context, cfg config.ObjectStore, opts ...Option) (*Store, e
 	if err != nil {
 		return nil, fmt.Errorf("preparing the S3 client: %w", err)
 	}
+	bundles := caBundles(awsCfg.ConfigSources)
 	client := s3.NewFromConfig(awsCfg, func(o *s3.Options) {
 		o.UsePathStyle = cfg.PathStyle
 		if cfg.Endpoint != "" {
@@ -97,7 +98,7 @@ func New(ctx context.Context, cfg config.ObjectStore, opts ...Option) (*Store, e
 		o.ContinueHeaderThresholdBytes = -1
 		o.Retryer = newRetryer(set, files)
 		if b, ok := o.HTTPClient.(*awshttp.BuildableClient); ok { // the limits of watch take the place of this one
-			o.HTTPClient = b.WithReadTimeout(0)
+			o.HTTPClient = renewing(b.WithReadTimeout(0), cfg.TLS(), bundles)
 		}
 		o.HTTPClient = &watch{next: o.HTTPClient, limits: set.limits}
 	})
@@ -120,14 +121,16 @@ func newHTTPClient(cfg config.ObjectStore, set settings) (*awshttp.BuildableClie
 			t.DialContext = set.dial
 		}
 	})
-	if cfg.CAFile == "" {
-		return client, nil
+	if cfg.CAFile != "" {
+		if _, err := config.CertPool(cfg.CAFile); err != nil {
+			return nil, fmt.Errorf("store.ca_file: %w", err)
+		}
 	}
-	pool, err := config.CertPool(cfg.CAFile)
+	settings, err := cfg.TLS().Client()
 	if err != nil {
-		return nil, fmt.Errorf("store.ca_file: %w", err)
+		return nil, fmt.Errorf("store.cert_file and key_file: %w", err)
 	}
-	return client.WithTransportOptions(func(t *http.Transport) { t.TLSClientConfig.RootCAs = pool }), nil
+	return client.WithTransportOptions(func(t *http.Transport) { secure(t, settings) }), nil
 }
 
 // Ping implements store.Store.

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/chattest"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver/dingtalk"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver/webhook"
@@ -36,7 +37,7 @@ func send(t *testing.T, s *dingtalk.Sender, n notice.Notice) error {
 // robot is a sender for a robot of the chat, with its own clock.
 func robot(t *testing.T, chat *chattest.Server, style string, now func() time.Time) *dingtalk.Sender {
 	t.Helper()
-	client := webhook.New()
+	client := webhook.New(config.TLS{})
 	t.Cleanup(client.Close)
 	return dingtalk.New(dingtalk.Options{
 		Address: func() (string, error) { return chat.DingTalkURL(), nil },

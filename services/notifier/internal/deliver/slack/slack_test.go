@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/chattest"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver/slack"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver/webhook"
@@ -43,7 +44,7 @@ func free(context.Context, notice.Call) error { return nil }
 func hook(t *testing.T, o chattest.Options) (*slack.Sender, *chattest.Server) {
 	t.Helper()
 	chat := chattest.NewWith(t, o)
-	client := webhook.New()
+	client := webhook.New(config.TLS{})
 	t.Cleanup(client.Close)
 	return slack.New(slack.Options{
 		Receiver: "ops", WebhookURL: func() (string, error) { return chat.SlackURL(), nil }, Poster: client,

@@ -12,7 +12,11 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/web"
 )
 
 const (
@@ -29,19 +33,47 @@ const (
 // Client posts. It is safe for concurrent use.
 type Client struct{ http *http.Client }
 
-// New makes a client with its own connections.
-func New() *Client {
-	transport := &http.Transport{
+// New makes a client with its own connections, which uses the files for TLS. They are read again for each request.
+func New(files config.TLS) *Client {
+	base := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 10 * time.Second, ForceAttemptHTTP2: true,
 		// All robots of a kind live on one host. A message that finds an open connection saves two round trips across the world.
 		MaxIdleConns: 4 * idlePerHost, MaxIdleConnsPerHost: idlePerHost, IdleConnTimeout: idleTimeout,
 		DialContext: (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
 	}
 	return &Client{http: &http.Client{
-		Transport: transport, Timeout: timeout,
+		Transport: web.NewTransport(base, func() config.TLS { return files }), Timeout: timeout,
 		// A redirect would carry the message, and on some answers the secret, to somebody else.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
+}
+
+// Clients are one for each set of files, so that all receivers without any share their connections.
+type Clients struct {
+	mu  sync.Mutex
+	all map[config.TLS]*Client
+}
+
+// For is the client that uses some files.
+func (c *Clients) For(files config.TLS) *Client {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.all[files] == nil {
+		if c.all == nil {
+			c.all = map[config.TLS]*Client{}
+		}
+		c.all[files] = New(files)
+	}
+	return c.all[files]
+}
+
+// Close closes idle connections.
+func (c *Clients) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, client := range c.all {
+		client.Close()
+	}
 }
 
 // HTTP is the client below, for who asks a chat's API with more than a body. It follows no redirects.

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver/webhook"
 )
 
@@ -21,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestErrorsDoNotHoldTheAddress(t *testing.T) {
 	t.Parallel()
-	c := webhook.New()
+	c := webhook.New(config.TLS{})
 	t.Cleanup(c.Close)
 	for _, address := range []string{
 		"http://127.0.0.1:1/s3cret", "https://127.0.0.1:1/s3cret", "http://hooks.example.com/s3cret", "s3cret",
@@ -40,7 +41,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	t.Cleanup(other.Close)
 	srv := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
 	t.Cleanup(srv.Close)
-	c := webhook.New()
+	c := webhook.New(config.TLS{})
 	t.Cleanup(c.Close)
 	status, _, _, err := c.Post(t.Context(), srv.URL, []byte("{}"))
 	require.NoError(t, err)
@@ -65,7 +66,7 @@ func TestAnEchoOfTheAddressIsNotRepeated(t *testing.T) {
 			_ = conn.Close()
 		}
 	})
-	c := webhook.New()
+	c := webhook.New(config.TLS{})
 	t.Cleanup(c.Close)
 	for _, path := range []string{"/robot/send?access_token=s3cret-token", "/services/T123/s3cret-token"} {
 		_, _, _, err = c.Post(t.Context(), "http://"+ln.Addr().String()+path, []byte("{}"))
@@ -85,7 +86,7 @@ func TestConnectionsAreKept(t *testing.T) {
 	}
 	srv.Start()
 	t.Cleanup(srv.Close)
-	c := webhook.New()
+	c := webhook.New(config.TLS{})
 	t.Cleanup(c.Close)
 	for range 20 {
 		var wg sync.WaitGroup

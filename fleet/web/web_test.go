@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -25,7 +26,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/certtest"
-	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/web"
+	"github.com/lifeboat-fleet/lifeboat/fleet/web"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -98,21 +99,6 @@ func write(t *testing.T, path, format string, args ...any) {
 	require.NoError(t, os.Rename(tmp, path))
 }
 
-func trust(t *testing.T, ca *certtest.CA, pair ...certtest.Pair) *tls.Config {
-	t.Helper()
-	pem, err := os.ReadFile(ca.File)
-	require.NoError(t, err)
-	pool := x509.NewCertPool()
-	require.True(t, pool.AppendCertsFromPEM(pem))
-	c := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
-	for _, p := range pair {
-		cert, err := tls.LoadX509KeyPair(p.Cert, p.Key)
-		require.NoError(t, err)
-		c.Certificates = append(c.Certificates, cert)
-	}
-	return c
-}
-
 func hash(t *testing.T, password string) string {
 	t.Helper()
 	h, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
@@ -137,10 +123,10 @@ func TestTLSAndARenewedCertificate(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "web.yml")
 	write(t, file, "tls_server_config: {cert_file: %q, key_file: %q}\n", pair.Cert, pair.Key)
 	s := serve(t, file, ok)
-	code, err := s.get(t.Context(), "https", trust(t, ca), nil)
+	code, err := s.get(t.Context(), "https", ca.Trust(t), nil)
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusOK, code)
-	_, err = s.get(t.Context(), "https", trust(t, other), nil)
+	_, err = s.get(t.Context(), "https", other.Trust(t), nil)
 	require.ErrorContains(t, err, "certificate")
 	code, err = s.get(t.Context(), "http", nil, nil)
 	require.NoError(t, err)
@@ -148,30 +134,81 @@ func TestTLSAndARenewedCertificate(t *testing.T) {
 	// The next connection has the new certificate.
 	pair = other.Server(t)
 	write(t, file, "tls_server_config: {cert_file: %q, key_file: %q}\n", pair.Cert, pair.Key)
-	code, err = s.get(t.Context(), "https", trust(t, other), nil)
+	code, err = s.get(t.Context(), "https", other.Trust(t), nil)
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusOK, code)
 }
 
 func TestClientCertificates(t *testing.T) {
 	t.Parallel()
-	ca, stranger := certtest.New(t, "ca"), certtest.New(t, "stranger")
+	ca := certtest.New(t, "ca")
+	s := serve(t, ca.WebConfig(t), ok)
+	certtest.TryListener(t, ca, s.addr, "/")
+	require.Eventually(t, func() bool { return strings.Contains(s.logs.String(), "TLS handshake error") },
+		10*time.Second, 10*time.Millisecond, "the log says why they were refused")
+}
+
+// TLS 1.0 and 1.1 are refused at the start, and of a file that comes to allow them later no request is served.
+func TestNothingBelowTLS12(t *testing.T) {
+	t.Parallel()
+	ca := certtest.New(t, "ca")
 	pair := ca.Server(t)
 	file := filepath.Join(t.TempDir(), "web.yml")
-	write(t, file, "tls_server_config: {cert_file: %q, key_file: %q, client_ca_file: %q, client_auth_type: RequireAndVerifyClientCert}\n",
-		pair.Cert, pair.Key, ca.File)
+	const text = "tls_server_config: {cert_file: %q, key_file: %q, min_version: %s}\n"
+	for _, version := range []string{"TLS10", "TLS11"} {
+		write(t, file, text, pair.Cert, pair.Key, version)
+		require.ErrorContains(t, web.Check(file), "TLS12")
+	}
+	write(t, file, text, pair.Cert, pair.Key, "TLS13")
 	s := serve(t, file, ok)
-	code, err := s.get(t.Context(), "https", trust(t, ca, ca.Client(t, "alertmanager")), nil)
+	code, err := s.get(t.Context(), "https", ca.Trust(t), nil)
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusOK, code)
-	_, err = s.get(t.Context(), "https", trust(t, ca), nil)
-	require.Error(t, err, "no certificate")
-	_, err = s.get(t.Context(), "https", trust(t, ca, stranger.Client(t, "alertmanager")), nil)
-	require.Error(t, err, "a stranger's")
-	_, err = s.get(t.Context(), "https", trust(t, ca, ca.Client(t, "alertmanager", certtest.Expired())), nil)
-	require.Error(t, err, "an expired one")
-	require.Eventually(t, func() bool { return bytes.Contains([]byte(s.logs.String()), []byte("TLS handshake error")) },
-		10*time.Second, 10*time.Millisecond, "the log says why they were refused")
+	write(t, file, text, pair.Cert, pair.Key, "TLS10")
+	old := ca.Trust(t)
+	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
+	code, err = s.get(t.Context(), "https", old, nil)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusUpgradeRequired, code)
+}
+
+// What other machines reach without protection is said, once for each listener and with what to change.
+func TestAnOpenAddressIsAWarning(t *testing.T) {
+	t.Parallel()
+	ca := certtest.New(t, "ca")
+	pair := ca.Server(t)
+	dir := t.TempDir()
+	encrypted, mutual, login := filepath.Join(dir, "tls.yml"), ca.WebConfig(t), filepath.Join(dir, "login.yml")
+	write(t, encrypted, "tls_server_config: {cert_file: %q, key_file: %q}\n", pair.Cert, pair.Key)
+	write(t, login, "basic_auth_users: {prometheus: %q}\n", hash(t, "x"))
+	out, in := &net.TCPAddr{IP: net.IPv4zero, Port: 9096}, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9096}
+	for _, c := range []struct {
+		l    web.Listener
+		want string
+	}{
+		{web.Listener{Addr: in}, ""},
+		{web.Listener{Addr: &net.TCPAddr{IP: net.IPv6loopback}, Trusted: true}, ""},
+		{web.Listener{Addr: out}, "in clear, and to anybody who reaches it"},
+		{web.Listener{Addr: &net.TCPAddr{IP: net.ParseIP("10.0.0.1")}}, "in clear, and to anybody who reaches it"},
+		{web.Listener{Addr: out, WebConfigFile: login}, "in clear"},
+		{web.Listener{Addr: out, WebConfigFile: encrypted}, ""},
+		{web.Listener{Addr: out, WebConfigFile: encrypted, Trusted: true}, "to anybody who reaches it"},
+		{web.Listener{Addr: out, WebConfigFile: encrypted, Trusted: true, Proven: true}, ""},
+		{web.Listener{Addr: out, WebConfigFile: mutual, Trusted: true}, ""},
+		{web.Listener{Addr: out, Trusted: true, Proven: true}, "in clear"},
+	} {
+		logs := &buffer{}
+		c.l.Name, c.l.Setting = "webhooks", "notifier.web_config_file"
+		web.WarnIfOpen(t.Context(), slog.New(slog.NewJSONHandler(logs, nil)), c.l)
+		if c.want == "" {
+			assert.Empty(t, logs.String(), "%+v", c.l)
+			continue
+		}
+		var line map[string]any
+		require.NoError(t, json.Unmarshal([]byte(logs.String()), &line), "one line: %q", logs.String())
+		assert.Equal(t, []any{"WARN", "webhooks", c.l.Addr.String(), c.want, "notifier.web_config_file"},
+			[]any{line["level"], line["listener"], line["address"], line["served"], line["setting"]})
+	}
 }
 
 func TestBasicAuthentication(t *testing.T) {
@@ -211,7 +248,6 @@ func TestABrokenFileIsAnErrorThatNamesIt(t *testing.T) {
 		file := filepath.Join(t.TempDir(), name)
 		write(t, file, "%s", content)
 		require.ErrorContains(t, web.Check(file), file)
-		require.ErrorContains(t, web.CheckWebhooks(file, false), file)
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
 		err = web.Serve(t.Context(), &http.Server{Handler: ok, ReadHeaderTimeout: time.Second}, ln, file, slog.New(slog.DiscardHandler))
@@ -221,24 +257,6 @@ func TestABrokenFileIsAnErrorThatNamesIt(t *testing.T) {
 	}
 	require.ErrorContains(t, web.Check(filepath.Join(t.TempDir(), "absent.yml")), "absent.yml")
 	require.NoError(t, web.Check(""))
-}
-
-func TestWhatWouldLoseAlertsIsRefused(t *testing.T) {
-	t.Parallel()
-	file := filepath.Join(t.TempDir(), "web.yml")
-	require.NoError(t, web.CheckWebhooks("", true))
-	secret := hash(t, "x")
-	write(t, file, "basic_auth_users: {alertmanager: %q}\n", secret)
-	require.NoError(t, web.CheckWebhooks(file, false))
-	err := web.CheckWebhooks(file, true)
-	require.ErrorContains(t, err, file)
-	require.ErrorContains(t, err, "one Authorization header")
-	assert.NotContains(t, err.Error(), secret)
-	write(t, file, "http_server_config: {http2: false}\n")
-	require.NoError(t, web.CheckWebhooks(file, true))
-	write(t, file, "rate_limit: {interval: 1s, burst: 20}\n")
-	require.NoError(t, web.Check(file))
-	require.ErrorContains(t, web.CheckWebhooks(file, false), "429")
 }
 
 func TestAStopLetsRequestsFinish(t *testing.T) {
