@@ -11,10 +11,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.opentelemetry.io/otel"
-	"go.opentelemetry.io/otel/propagation"
-	"go.opentelemetry.io/otel/trace"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
@@ -39,6 +37,9 @@ type Consumer struct {
 	// Grace is how long a handler may go on after the service was told to stop: it gets no further messages, but its context
 	// ends, with the cause ErrStopping, only when the time is over. Heartbeats go on meanwhile. 0: it ends at once.
 	Grace time.Duration
+	// Drain, when it is closed, ends the taking of messages and nothing else: handlers go on for as long as they need, and Consume
+	// returns when the last of them has. A stop that comes meanwhile is one as always, with Grace. Nil: never.
+	Drain <-chan struct{}
 	// MaxAttempts makes a message a dead letter after so many attempts; 0: no limit.
 	MaxAttempts int64
 	// CountsByClaim is for handlers that take a Claim: it counts the attempts, not the deliveries. One that was handed back,
@@ -54,7 +55,7 @@ type Consumer struct {
 	OnDead func(context.Context, *Message, error) error
 }
 
-// Consume works messages off until the context ends and all handlers have returned. It returns nil then, and an error only
+// Consume works messages off until the context ends, or Drain is closed, and all handlers have returned. It returns nil then, and an error only
 // when the consumer can never work, such as a filter that overlaps another consumer's, or an ErrDenied at the start. While NATS
 // is away it waits, and also when a permission is taken away later.
 func (b *Bus) Consume(ctx context.Context, c Consumer) error {
@@ -81,17 +82,43 @@ func (b *Bus) Consume(ctx context.Context, c Consumer) error {
 	if c.Ordered {
 		cfg.MaxAckPending = 1
 	}
-	pulling, cancel := context.WithCancel(ctx)
-	working, end := graceful(pulling, c.Grace)
+	stopping, cancel := context.WithCancel(ctx)
+	working, end := graceful(stopping, c.Grace)
 	defer end()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	errs := make(chan error, max(c.Concurrency, 1))
-	for range max(c.Concurrency, 1) {
+	pulling := until(stopping, &wg, c.Drain)
+	loops := max(c.Concurrency, 1)
+	errs := make(chan error, loops)
+	for range loops {
 		wg.Go(func() { errs <- b.consumeLoop(pulling, working, c, cfg) })
 	}
-	return <-errs
+	for range loops { // a drain ends them one by one; an error of one is the end of all
+		if err := <-errs; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// until is a context that ends with ctx, or when a channel is closed. It holds up the group until it has ended.
+func until(ctx context.Context, wg *sync.WaitGroup, closed <-chan struct{}) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	select {
+	case <-closed: // before anything begins
+		cancel()
+		return ctx
+	default:
+	}
+	wg.Go(func() {
+		defer cancel()
+		select {
+		case <-ctx.Done():
+		case <-closed:
+		}
+	})
+	return ctx
 }
 
 // graceful is a context that outlives ctx by the time of grace, and ends then with the cause ErrStopping.
@@ -200,9 +227,7 @@ func (b *Bus) deliver(ctx context.Context, c Consumer, jm jetstream.Msg) {
 	if !c.CountsByClaim {
 		m.Attempt = m.Delivery
 	}
-	parent := propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(m.Header))
-	parent, span := otel.Tracer("lifeboat/bus").Start(parent, "consume "+c.Durable, trace.WithSpanKind(trace.SpanKindConsumer))
-	defer span.End()
+	parent, span := m.begin(ctx, c.Durable)
 
 	work, stop := context.WithCancelCause(parent)
 	defer stop(nil)
@@ -216,9 +241,7 @@ func (b *Bus) deliver(ctx context.Context, c Consumer, jm jetstream.Msg) {
 	ended := context.Cause(work)
 	stop(nil)
 	d := delivery{jm: jm, m: m, ended: ended, gone: passed(<-beating, time.Now()) >= c.AckWait}
-	if err != nil {
-		span.RecordError(err)
-	}
+	defer tracing.End(span, err)
 	// Settling must still happen while the service stops, so it has its own deadline.
 	settle, cancel := context.WithTimeout(context.WithoutCancel(parent), publishTimeout)
 	defer cancel()

@@ -182,3 +182,80 @@ func TestHandedBackJobsDoNotHoldUpOthers(t *testing.T) {
 	require.NoError(t, err)
 	receive(t, done)
 }
+
+// A drain takes no more messages, and leaves what is at hand alone for however long that takes; a stop that comes then is one as always.
+func TestADrainLetsWorkGoOnWithoutALimit(t *testing.T) {
+	for _, stopped := range []bool{false, true} {
+		t.Run(fmt.Sprintf("stopped meanwhile: %t", stopped), func(t *testing.T) {
+			s, b := fleet(t)
+			begun, finish, ended, drain := make(chan string, 3), make(chan struct{}), make(chan error, 1), make(chan struct{})
+			c := jobs(func(ctx context.Context, m *bus.Message) error {
+				begun <- m.Subject
+				select {
+				case <-finish:
+				case <-ctx.Done():
+				}
+				ended <- context.Cause(ctx)
+				return context.Cause(ctx)
+			})
+			c.Grace, c.Concurrency, c.Drain = 0, 3, drain // a stop would end it at once
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			done := make(chan error, 1)
+			go func() { done <- b.Consume(ctx, c) }()
+			_, err := b.Publish(t.Context(), job("etcd-prod"))
+			require.NoError(t, err)
+			receive(t, begun)
+			close(drain)
+
+			others := make(chan string, 3)
+			other := c
+			other.Drain = nil
+			other.Handle = func(_ context.Context, m *bus.Message) error {
+				others <- m.Subject
+				return nil
+			}
+			start(t, connect(t, s.URL(), "other"), other)
+			_, err = b.Publish(t.Context(), job("consul-kv"))
+			require.NoError(t, err)
+			assert.Equal(t, "lifeboat.job.snapshot.consul-kv", receive(t, others))
+			select {
+			case <-time.After(5 * time.Second): // two and a half times AckWait: only heartbeats keep the job here
+			case subject := <-others:
+				assert.Fail(t, "given to another worker", subject)
+			case err = <-done:
+				assert.Fail(t, "Consume returned before its handler", err)
+			case err = <-ended:
+				assert.Fail(t, "the handler's context ended", err)
+			}
+			if stopped {
+				cancel()
+				require.ErrorIs(t, receive(t, ended), bus.ErrStopping)
+				assert.Equal(t, "lifeboat.job.snapshot.etcd-prod", receive(t, others), "handed back, as always")
+			} else {
+				close(finish)
+				require.NoError(t, receive(t, ended))
+			}
+			require.NoError(t, receive(t, done))
+			require.Eventually(t, func() bool {
+				_, err = b.Publish(t.Context(), job("etcd-prod"))
+				return err == nil
+			}, 20*time.Second, 20*time.Millisecond, "acknowledged")
+		})
+	}
+}
+
+// Who was told to drain before it began takes nothing.
+func TestADrainBeforeTheStartTakesNothing(t *testing.T) {
+	_, b := fleet(t)
+	drain := make(chan struct{})
+	close(drain)
+	c := jobs(func(context.Context, *bus.Message) error {
+		assert.Fail(t, "it takes a job")
+		return nil
+	})
+	c.Drain, c.Concurrency = drain, 3
+	_, err := b.Publish(t.Context(), job("etcd-prod"))
+	require.NoError(t, err)
+	require.NoError(t, b.Consume(t.Context(), c))
+}

@@ -141,6 +141,8 @@ type WorkerInfo struct {
 	Roles                    []string
 	// Concurrency is how many jobs of each kind it does at once; 0 when it does not say.
 	Concurrency int
+	// Draining takes no more jobs, and has no roles any more; what it has at hand goes on.
+	Draining bool
 }
 
 // Workers asks who is there, and returns who has answered within half a second, sorted by actor.
@@ -196,6 +198,7 @@ func (b *Bus) collect(ctx context.Context, subject string) (all []WorkerInfo, er
 			w.Roles = strings.Split(roles, ",")
 		}
 		w.Concurrency, _ = strconv.Atoi(info.Metadata["concurrency"])
+		w.Draining = info.Metadata["draining"] == "true"
 		all = append(all, w)
 	}
 }

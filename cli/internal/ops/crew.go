@@ -44,13 +44,18 @@ func (c crew) lacking(work config.Work, zone string) string {
 	if len(c.workers) == 0 {
 		return "no worker answers"
 	}
-	if zone != "" && !slices.ContainsFunc(c.workers, func(w bus.WorkerInfo) bool { return w.Zone == zone }) {
+	if zone != "" && !c.has(zone) {
 		return fmt.Sprintf("zone %s has no worker", zone)
 	}
 	if zone != "" {
 		return fmt.Sprintf("no worker of zone %s takes %s", zone, plural(work))
 	}
 	return fmt.Sprintf("no worker takes %s", plural(work))
+}
+
+// has says whether a zone has a worker that takes jobs.
+func (c crew) has(zone string) bool {
+	return slices.ContainsFunc(c.workers, func(w bus.WorkerInfo) bool { return w.Zone == zone && !w.Draining })
 }
 
 // remedy is what to do about lacking.

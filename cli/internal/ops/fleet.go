@@ -42,6 +42,8 @@ type workerView struct {
 	Zone    string   `json:"zone,omitempty"`
 	Roles   []string `json:"roles"`
 	Version string   `json:"version"`
+	// Draining takes no more jobs, and has no roles any more.
+	Draining bool `json:"draining,omitempty"`
 }
 
 type lackView struct {
@@ -80,7 +82,9 @@ func (f *fleet) look(ctx context.Context, v *fleetView, targets []config.Target)
 		v.warn(workers.unknown)
 	}
 	for _, w := range workers.workers {
-		v.Workers = append(v.Workers, workerView{Actor: clean(w.Actor), Zone: clean(w.Zone), Roles: w.Roles, Version: clean(w.Version)})
+		v.Workers = append(v.Workers, workerView{
+			Actor: clean(w.Actor), Zone: clean(w.Zone), Roles: w.Roles, Version: clean(w.Version), Draining: w.Draining,
+		})
 	}
 	v.lacking(workers, targets)
 	var err error
@@ -102,7 +106,7 @@ func (v *fleetView) lacking(workers crew, targets []config.Target) {
 	problems, warnings := map[string]*lackView{}, map[string]*lackView{}
 	for i := range targets {
 		t := &targets[i]
-		if t.Zone != "" && workers.unknown == nil && !slices.ContainsFunc(workers.workers, func(w bus.WorkerInfo) bool { return w.Zone == t.Zone }) {
+		if t.Zone != "" && workers.unknown == nil && !workers.has(t.Zone) {
 			note(problems, fmt.Sprintf("zone %s has no worker", t.Zone), t)
 			continue
 		}
@@ -201,6 +205,10 @@ func (v *fleetView) lines(out io.Writer) []string {
 	zones := map[string]map[string]int{}
 	count := map[string]int{}
 	for _, w := range v.Workers {
+		if w.Draining {
+			all = append(all, fmt.Sprintf("draining: %s takes no more jobs until it is started anew", w.Actor))
+			continue
+		}
 		if zones[w.Zone] == nil {
 			zones[w.Zone] = map[string]int{}
 		}

@@ -2,6 +2,9 @@ package ops
 
 import (
 	"encoding/json"
+	"os"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	backup "github.com/lifeboat-fleet/lifeboat/services/backup/app"
 )
 
 func TestStatusTellsOfTheFleet(t *testing.T) {
@@ -90,7 +94,35 @@ func TestWhatNoWorkerTakesIsNamed(t *testing.T) {
 	v = look(crew{workers: []bus.WorkerInfo{worker("beijing", "snapshot", "drill"), worker("seoul", "snapshot", "verify")}})
 	assert.Empty(t, v.Problems)
 	assert.Empty(t, v.Warnings, "a target without a zone is anybody's")
+	drains := worker("seoul")
+	drains.Draining = true
+	v = look(crew{workers: []bus.WorkerInfo{worker("beijing", "snapshot", "drill", "verify"), drains}})
+	assert.Equal(t, []lackView{{Text: "zone seoul has no worker", Zone: "seoul", Targets: []string{"d"}}}, v.Problems, "one that drains takes nothing")
 	assert.Equal(t, "a, b, c, d, e, f, g, h, i, j and 2 more", several([]string{"a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"}))
+}
+
+// A worker that drains is still there, and nobody counts on it.
+func TestStatusTellsWhoDrains(t *testing.T) {
+	l := newLab(t).withServers()
+	l.configure("    schedule: \"0 4 * * *\"\n")
+	l.worker(backup.Options{Zone: "seoul"})
+	status := func(text string) (out string) {
+		require.Eventually(t, func() bool {
+			out, _, _ = l.lifeboat("status")
+			return strings.Contains(out, text)
+		}, 20*time.Second, 20*time.Millisecond, text)
+		return out
+	}
+	assert.NotContains(t, status("workers of zone seoul: 1 (snapshot 1, verify 1, drill 1, prune 1)\n"), "draining")
+	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGUSR1))
+	out := status("draining: lifeboat-backup@")
+	assert.Regexp(t, `draining: lifeboat-backup@\S+ takes no more jobs until it is started anew\n`, out)
+	assert.NotContains(t, out, "workers of")
+	assert.Contains(t, out, "warning: no worker takes snapshots (targets: etcd-prod)")
+	out, _, _ = l.lifeboat("status", "--output", "json")
+	assert.Contains(t, out, `"draining": true`)
+	out, _, _ = l.lifeboat("why", etcdTarget)
+	assert.Contains(t, out, "no worker takes snapshots")
 }
 
 // Every command says by example how it is used, and completes.

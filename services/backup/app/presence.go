@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -22,7 +24,8 @@ import (
 
 // presence says on NATS that this worker is here, where, and what it does. Workers that take snapshots or verify them also answer
 // what the bucket knows of a target: the scheduler, which may not read the bucket, asks for it when NATS has lost its own memory.
-func presence(base *service.Base, cat *catalog.Catalog, roles []config.Work, o Options) service.Actor {
+// Once it drains, it says only that it is there, and that nothing is to be expected of it.
+func presence(base *service.Base, cat *catalog.Catalog, roles []config.Work, o Options, drain <-chan struct{}) service.Actor {
 	names := make([]string, len(roles))
 	for i, role := range roles {
 		names[i] = string(role)
@@ -40,9 +43,30 @@ func presence(base *service.Base, cat *catalog.Catalog, roles []config.Work, o O
 	}
 	return service.Actor{Name: "presence", Run: func(ctx context.Context) error {
 		// A user who may not say so still does its work.
-		base.Until(ctx, "telling NATS that this worker is here", func(ctx context.Context) error { return base.Bus.Announce(ctx, s) })
+		announce := func(ctx context.Context, s bus.Service) {
+			base.Until(ctx, "telling NATS that this worker is here", func(ctx context.Context) error { return base.Bus.Announce(ctx, s) })
+		}
+		working, drained := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			defer drained()
+			select {
+			case <-drain:
+			case <-ctx.Done():
+			}
+		})
+		announce(working, s)
+		wg.Wait()
+		announce(ctx, idle(s))
 		return nil
 	}}
+}
+
+// idle is what a worker that drains says of itself.
+func idle(s bus.Service) bus.Service {
+	s.Endpoints, s.Metadata = nil, maps.Clone(s.Metadata)
+	s.Metadata["roles"], s.Metadata["draining"] = "", "true"
+	return s
 }
 
 // historian answers what the bucket knows of targets.

@@ -36,16 +36,32 @@ func (f *runFlags) add(cmd *cobra.Command) {
 // snapshotRunCommand publishes a snapshot's job, as anybody may with `nats pub`.
 func snapshotRunCommand() *cobra.Command {
 	var f runFlags
+	var all bool
 	cmd := &cobra.Command{
-		Use: "run target", Short: "Ask a worker for a snapshot now",
+		Use: "run {target | --all}", Short: "Ask a worker for a snapshot now",
+		Long: "run publishes the job of a snapshot, and prints its id. With --all it does so for every target of the configuration, and prints a\n" +
+			"line for each: one whose snapshot waits or runs already is said to, and is no failure.",
 		Example: "  lifeboat snapshot run etcd-prod\n  lifeboat snapshot run etcd-prod --wait --timeout 10m\n" +
-			"  nats pub lifeboat.job.snapshot.etcd-prod ''    # the same",
-		Args: cobra.ExactArgs(1),
+			"  lifeboat snapshot run --all --wait             # exit code 1 when one of them failed\n" +
+			"  nats pub lifeboat.job.snapshot.etcd-prod ''    # one, without this command",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if all {
+				return cobra.NoArgs(cmd, args)
+			}
+			if len(args) == 0 {
+				return errors.New("name a target, or --all")
+			}
+			return cobra.ExactArgs(1)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if all {
+				return f.runAll(cmd)
+			}
 			return f.run(cmd, config.WorkSnapshot, args[0], &lifeboatv1.Job{})
 		},
 	}
 	f.add(cmd)
+	cmd.Flags().BoolVar(&all, "all", false, "every target of the configuration")
 	return cmd
 }
 
@@ -62,45 +78,74 @@ func (f *runFlags) run(cmd *cobra.Command, work config.Work, target string, job 
 	if job.GetIdentity() == config.IdentityEscrow && t.Drill.Escrow.IdentityFile == "" {
 		return console.Usagef("--identity %s: %s has no drill.escrow.identity_file in %s", config.IdentityEscrow, target, f.config)
 	}
-	b, err := bus.Connect(bus.Options{
-		Config: cfg.NATS, Actor: service.Instance("lifeboat-cli"), Logger: slog.New(slog.DiscardHandler),
-		Registerer: prometheus.NewRegistry(),
-	})
+	p, err := f.publisher(cmd, cfg)
 	if err != nil {
-		return &service.UsageError{Err: err}
+		return err
 	}
-	defer func() { err = errors.Join(err, b.Close()) }()
+	defer func() { err = errors.Join(err, p.bus.Close()) }()
 	ctx := cmd.Context()
-	subject := bus.JobSubject(work, target)
-	job.RequestedBy = "cli " + console.Whoami()
-	seq, err := b.Publish(ctx, bus.Outgoing{Subject: subject, Message: job})
+	w, err := p.publish(ctx, work, target, job)
 	if errors.Is(err, bus.ErrBusy) {
 		return fmt.Errorf("%w; see what it does with: nats sub 'lifeboat.event.%s.*.%s'", err, work, target)
 	}
-	if errors.Is(err, bus.ErrDenied) {
-		return err
-	}
 	if err != nil {
-		return fmt.Errorf("%w; does NATS answer at %s (nats.url in %s)?", err, cfg.NATS.URL, f.config)
-	}
-	w := &waiter{bus: b, work: work, target: target, progress: cmd.ErrOrStderr(), seq: seq}
-	if err = w.identify(ctx, subject); err != nil {
 		return err
 	}
 	if !f.wait {
 		w.recall(ctx)
 		// The id alone is on standard output, for a script.
-		cmd.PrintErrf("published %s; --wait would tell how it ends%s\n", subject, w.later())
+		cmd.PrintErrf("published %s; --wait would tell how it ends%s\n", bus.JobSubject(work, target), w.later())
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), w.name())
 		return err
 	}
-	if f.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, f.timeout, fmt.Errorf("no outcome within %s", f.timeout))
-		defer cancel()
-	}
+	ctx, cancel := f.patience(ctx)
+	defer cancel()
 	cmd.PrintErrf("waiting for %s %s; Ctrl-C ends the waiting, not the job\n", work, w.name())
 	return w.wait(ctx, cmd.OutOrStdout())
+}
+
+// patience is a context for the waiting.
+func (f *runFlags) patience(ctx context.Context) (context.Context, context.CancelFunc) {
+	if f.timeout > 0 {
+		return context.WithTimeoutCause(ctx, f.timeout, fmt.Errorf("no outcome within %s", f.timeout))
+	}
+	return context.WithCancel(ctx)
+}
+
+// publisher asks for jobs in a person's name.
+type publisher struct {
+	bus      *bus.Bus
+	by       string
+	progress io.Writer
+	// where says which address was tried.
+	where string
+}
+
+func (f *runFlags) publisher(cmd *cobra.Command, cfg *config.Config) (*publisher, error) {
+	b, err := bus.Connect(bus.Options{
+		Config: cfg.NATS, Actor: service.Instance("lifeboat-cli"), Logger: slog.New(slog.DiscardHandler),
+		Registerer: prometheus.NewRegistry(),
+	})
+	if err != nil {
+		return nil, &service.UsageError{Err: err}
+	}
+	where := fmt.Sprintf("%s (nats.url in %s)", cfg.NATS.URL, f.config)
+	return &publisher{bus: b, by: "cli " + console.Whoami(), progress: cmd.ErrOrStderr(), where: where}, nil
+}
+
+// publish asks for a job, which can be waited for. ErrBusy: one waits or runs already.
+func (p *publisher) publish(ctx context.Context, work config.Work, target string, job *lifeboatv1.Job) (*waiter, error) {
+	subject := bus.JobSubject(work, target)
+	job.RequestedBy = p.by
+	seq, err := p.bus.Publish(ctx, bus.Outgoing{Subject: subject, Message: job})
+	if errors.Is(err, bus.ErrBusy) || errors.Is(err, bus.ErrDenied) {
+		return nil, err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w; does NATS answer at %s?", err, p.where)
+	}
+	w := &waiter{bus: p.bus, work: work, target: target, progress: p.progress, seq: seq}
+	return w, w.identify(ctx, subject)
 }
 
 // waiter follows the audit log until a job's outcome is in it.
@@ -115,13 +160,34 @@ type waiter struct {
 	job string
 }
 
+// In a cluster any replica answers, also one that lags behind and has not got the job yet, which looks as if it had ended.
+const (
+	identifyTries = 5
+	identifyEvery = 50 * time.Millisecond
+)
+
 // identify finds the id of the job that was just published, of which the acknowledgement says the sequence only.
 func (w *waiter) identify(ctx context.Context, subject string) error {
-	have, stored, err := w.bus.Last(ctx, bus.StreamJobs, subject, &lifeboatv1.Job{})
-	if err == nil && have == w.seq {
-		w.job = (&bus.Message{Subject: subject, Seq: w.seq, Stored: stored}).ID()
+	again := time.NewTicker(identifyEvery)
+	defer again.Stop()
+	for range identifyTries {
+		have, stored, err := w.bus.Last(ctx, bus.StreamJobs, subject, &lifeboatv1.Job{})
+		if err != nil {
+			return err
+		}
+		if have == w.seq {
+			w.job = (&bus.Message{Subject: subject, Seq: w.seq, Stored: stored}).ID()
+		}
+		if have >= w.seq {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again.C:
+		}
 	}
-	return err
+	return nil
 }
 
 // recallTimeout is how long the audit log is asked for the id of a job that has ended already.
@@ -165,14 +231,24 @@ func (w *waiter) later() string {
 
 // wait prints the outcome. It is an error when the job failed.
 func (w *waiter) wait(ctx context.Context, out io.Writer) error {
+	text, err := w.outcome(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(out, text)
+	return err
+}
+
+// outcome says how the job ended. It is an error when the job failed.
+func (w *waiter) outcome(ctx context.Context) (string, error) {
 	outcome, err := w.follow(ctx)
 	switch {
 	case err != nil:
-		return err
+		return "", err
 	case ctx.Err() != nil:
-		return fmt.Errorf("stopped waiting (%w); %s %s goes on: see lifeboat status%s", context.Cause(ctx), w.work, w.name(), w.later())
+		return "", fmt.Errorf("stopped waiting (%w); %s %s goes on: see lifeboat status%s", context.Cause(ctx), w.work, w.name(), w.later())
 	case outcome == nil:
-		return fmt.Errorf("%s %s has ended, and its outcome was not seen: see lifeboat status, or nats sub 'lifeboat.event.%s.*.%s'",
+		return "", fmt.Errorf("%s %s has ended, and its outcome was not seen: see lifeboat status, or nats sub 'lifeboat.event.%s.*.%s'",
 			w.work, w.name(), w.work, w.target)
 	}
 	w.job = outcome.GetJobId()
@@ -181,10 +257,9 @@ func (w *waiter) wait(ctx context.Context, out io.Writer) error {
 		text += fmt.Sprintf("\nsee all of it with: lifeboat drill show %s %s", w.target, w.job)
 	}
 	if failed(outcome) {
-		return errors.New(text)
+		return "", errors.New(text)
 	}
-	_, err = fmt.Fprintln(out, text)
-	return err
+	return text, nil
 }
 
 // follow gives the event that ends the job; nil when that was passed over, because later jobs have ended since.
@@ -192,6 +267,7 @@ func (w *waiter) follow(ctx context.Context) (outcome *lifeboatv1.Event, err err
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var newest *lifeboatv1.Event
+	caughtUp := false
 	err = w.bus.Follow(ctx, bus.Follower{
 		Stream: bus.StreamEvents,
 		Filters: []string{
@@ -208,6 +284,10 @@ func (w *waiter) follow(ctx context.Context) (outcome *lifeboatv1.Event, err err
 				if w.is(e.GetJobId()) && e.GetJobId() > newest.GetJobId() {
 					newest = e
 				}
+				if caughtUp && newest != nil {
+					outcome = newest
+					stop()
+				}
 			case isOutcome(e) && w.is(e.GetJobId()):
 				outcome = e
 				stop()
@@ -218,7 +298,9 @@ func (w *waiter) follow(ctx context.Context) (outcome *lifeboatv1.Event, err err
 			}
 		},
 		CaughtUp: func() {
-			if w.job == "" { // it has ended already, so there is nothing to wait for
+			caughtUp = true
+			// It has ended already, so there is nothing to wait for; or no replica that was asked had it yet, and it will end.
+			if w.job == "" && newest != nil {
 				outcome = newest
 				stop()
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -97,6 +98,36 @@ func TestRunWaitsForTheOutcomeOfItsOwnJob(t *testing.T) {
 	assert.Equal(t, "snapshot.committed: 42 keys\n", out)
 	assert.NotContains(t, errs, "an old")
 	assert.True(t, strings.HasPrefix(by, "cli "), by)
+}
+
+// In a cluster the replica that is asked for the job may not have it yet. Such a job was taken for one that had ended, unseen.
+func TestRunWaitsForAJobThatAReplicaDidNotHaveYet(t *testing.T) {
+	j := newJobs(t)
+	subject := bus.JobSubject(config.WorkSnapshot, "etcd-prod")
+	seq, err := j.bus.Publish(t.Context(), bus.Outgoing{Subject: subject, Message: &lifeboatv1.Job{}})
+	require.NoError(t, err)
+	w := &waiter{bus: j.bus, work: config.WorkSnapshot, target: "etcd-prod", progress: io.Discard, seq: seq} // not identified
+	ended := make(chan struct{})
+	var text string
+	go func() {
+		defer close(ended)
+		text, err = w.outcome(t.Context())
+	}()
+	select {
+	case <-ended:
+		require.Fail(t, "it did not wait", "%q %v", text, err)
+	case <-time.After(500 * time.Millisecond):
+	}
+	j.work(config.WorkSnapshot, func(ctx context.Context, m *bus.Message) error {
+		return j.bus.Emit(ctx, event(m, "snapshot", "committed", "42 keys"))
+	})
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		require.Fail(t, "it waits on")
+	}
+	require.NoError(t, err)
+	assert.Equal(t, "snapshot.committed: 42 keys", text)
 }
 
 // The acknowledgement names the job's sequence, which ends its id; the rest is asked for. A job that is quicker than that question
