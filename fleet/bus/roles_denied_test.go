@@ -99,7 +99,7 @@ func publishable() map[string][]string {
 	may["$JS.API.STREAM.MSG.DELETE.LIFEBOAT_EVENTS"] = nil // the audit log stays as it was written
 	may["$JS.API.STREAM.MSG.DELETE.LIFEBOAT_ALERTS"] = []string{notifier}
 	// Reading.
-	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS"] = []string{scheduler, cli}
+	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS"] = []string{scheduler, cli, page}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS.lifeboat.job.drill.etcd-prod"] = []string{scheduler, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS.lifeboat.state.schedule.etcd-prod.drill"] = []string{scheduler, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_JOBS.lifeboat.state.claim.etcd-prod.snapshot"] = []string{snapshot, prune, cli}
@@ -108,12 +108,13 @@ func publishable() map[string][]string {
 	may["$JS.API.DIRECT.GET.LIFEBOAT_EVENTS.lifeboat.event.snapshot.committed.etcd-prod"] = []string{scheduler, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_EVENTS.lifeboat.event.snapshot.deleted.etcd-prod"] = []string{scheduler, prune, cli}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_DEAD.lifeboat.dead.webhook"] = []string{cli}
+	may["$JS.API.DIRECT.GET.LIFEBOAT_DEAD"] = []string{cli, page}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_ALERTS"] = []string{notifier}
 	may["$JS.API.DIRECT.GET.LIFEBOAT_ALERTS.lifeboat.alert.group.slack.0f"] = []string{notifier}
-	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_EVENTS.spy"] = []string{scheduler, notifier, cli}
-	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_EVENTS.spy.lifeboat.event.>"] = []string{scheduler, notifier, cli}
-	may["$JS.API.CONSUMER.MSG.NEXT.LIFEBOAT_EVENTS.spy"] = []string{scheduler, notifier, cli}
-	may["$JS.API.CONSUMER.DELETE.LIFEBOAT_EVENTS.spy"] = []string{scheduler, notifier, cli}
+	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_EVENTS.spy"] = []string{scheduler, notifier, cli, page}
+	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_EVENTS.spy.lifeboat.event.>"] = []string{scheduler, notifier, cli, page}
+	may["$JS.API.CONSUMER.MSG.NEXT.LIFEBOAT_EVENTS.spy"] = []string{scheduler, notifier, cli, page}
+	may["$JS.API.CONSUMER.DELETE.LIFEBOAT_EVENTS.spy"] = []string{scheduler, notifier, cli, page}
 	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_DEAD.spy"] = []string{cli}
 	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_ALERTS.spy.lifeboat.alert.>"] = []string{notifier}
 	may["$JS.API.CONSUMER.CREATE.LIFEBOAT_ALERTS.deliver-slack"] = []string{notifier}
@@ -125,7 +126,7 @@ func publishable() map[string][]string {
 	may["lifeboat.ask.history.etcd-prod"] = []string{scheduler}
 	may["lifeboat.ask.secrets.etcd-prod"] = nil
 	may["$SRV.INFO"] = []string{cli}
-	may["$SRV.INFO.lifeboat-backup"] = []string{cli}
+	may["$SRV.INFO.lifeboat-backup"] = []string{cli, page}
 	may["$SRV.PING.lifeboat-backup.abc"] = []string{cli}
 	may["$SRV.INFO.another"] = nil
 	return may
@@ -264,6 +265,17 @@ func TestADeniedRoleIsToldWhat(t *testing.T) {
 			_, err := b.AskHistory(ctx, "etcd-prod")
 			return err
 		}, "publish to lifeboat.ask.history.etcd-prod"},
+		"the page asks for a snapshot": {page, func(ctx context.Context, b *bus.Bus) error {
+			_, err := b.Publish(ctx, job("etcd-prod"))
+			return err
+		}, "publish to lifeboat.job.snapshot.etcd-prod"},
+		"the page removes a dead letter": {page, func(ctx context.Context, b *bus.Bus) error {
+			return b.Delete(ctx, bus.StreamDead, 1)
+		}, "publish to $JS.API.STREAM.MSG.DELETE.LIFEBOAT_DEAD"},
+		"the page tells of something": {
+			page, func(ctx context.Context, b *bus.Bus) error { return b.Emit(ctx, event) },
+			"publish to lifeboat.event.snapshot.committed.etcd-prod",
+		},
 		"a person takes jobs": {
 			cli, consume("backup-snapshot", bus.StreamJobs, "lifeboat.job.snapshot.*"),
 			"publish to $JS.API.CONSUMER.CREATE.LIFEBOAT_JOBS.backup-snapshot",

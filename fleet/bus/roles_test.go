@@ -33,6 +33,7 @@ const (
 	prune     = "prune"
 	notifier  = "notifier"
 	cli       = "cli"
+	page      = "page"
 
 	deployFolder = "../../deploy/nats"
 )
@@ -171,6 +172,7 @@ func TestEveryRoleMayDoItsWork(t *testing.T) {
 			}
 			t.Run(notifier, func(t *testing.T) { notify(t, d) })
 			t.Run(cli, func(t *testing.T) { operate(t, d, sched) })
+			t.Run(page, func(t *testing.T) { look(t, d) })
 			assert.Empty(t, d.violations(t))
 		})
 	}
@@ -438,5 +440,28 @@ func operate(t *testing.T, d *deployed, sched *bus.Bus) {
 	require.NoError(t, err)
 	require.NoError(t, s.DeleteMsg(t.Context(), letter.Sequence))
 	_, err = b.Publish(t.Context(), bus.Outgoing{Subject: bus.SubjectReceived, Message: &lifeboatv1.Notification{}})
+	require.NoError(t, err)
+}
+
+// look does what the status page does.
+func look(t *testing.T, d *deployed) {
+	t.Helper()
+	b := d.as(t, page)
+	require.NoError(t, b.Ready(t.Context()))
+	follows(t, b, bus.StreamEvents, "lifeboat.event.snapshot.*.*", "lifeboat.event.rpo.*.*")
+	follows(t, b, bus.StreamEvents, bus.SubjectAllEvents)
+	seen := 0
+	count := func(*bus.Message) error { seen++; return nil }
+	for _, filter := range []string{"lifeboat.job.>", "lifeboat.state.schedule.>", "lifeboat.state.claim.>"} {
+		require.NoError(t, b.Scan(t.Context(), bus.StreamJobs, filter, count))
+	}
+	require.NoError(t, b.Scan(t.Context(), bus.StreamDead, "lifeboat.dead.>", count))
+	require.NoError(t, b.History(t.Context(), bus.StreamEvents, []string{"lifeboat.event.alert.*.*"}, time.Time{}, count))
+	assert.Positive(t, seen)
+	_, err := b.Subjects(t.Context(), bus.StreamDead, "lifeboat.dead.>")
+	require.NoError(t, err)
+	_, err = b.Subjects(t.Context(), bus.StreamAlerts, bus.DeliverySubject(">"))
+	require.NoError(t, err)
+	_, err = b.Workers(t.Context())
 	require.NoError(t, err)
 }

@@ -40,11 +40,21 @@ type hook struct {
 	newest uint64
 }
 
-// newHook is for the notifier at an address; at notifier.listen when that is empty.
-func newHook(cfg config.Notifier, address string) (*hook, error) {
+// newHook is for the notifier at an address; at notifier.listen when that is empty. files are whom to believe and what to show.
+func newHook(cfg config.Notifier, address string, files config.TLS) (*hook, error) {
 	secure, roots, err := listenerTLS(cfg.WebConfigFile)
 	if err != nil {
 		return nil, &service.UsageError{Err: err}
+	}
+	settings, err := files.Client()
+	if err != nil {
+		return nil, &service.UsageError{Err: err}
+	}
+	if settings == nil {
+		settings = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	if settings.RootCAs == nil {
+		settings.RootCAs = roots
 	}
 	if address == "" {
 		address = "http://" + reachable(cfg.Listen)
@@ -63,7 +73,7 @@ func newHook(cfg config.Notifier, address string) (*hook, error) {
 		base: base, tokens: cfg.BearerTokensFile,
 		client: &http.Client{
 			Timeout:   postTimeout,
-			Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}},
+			Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: settings},
 			// A redirect would carry the token to somebody else.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},

@@ -23,6 +23,7 @@ type replayFlags struct {
 	since, url  string
 	all, dryRun bool
 	yes, keep   bool
+	tls         config.TLS
 }
 
 func notifyReplayCommand() *cobra.Command {
@@ -33,7 +34,8 @@ func notifyReplayCommand() *cobra.Command {
 			"recorded as dead.replayed before its letter is removed. A letter that cannot be sent stays, and the others are sent all the\n" +
 			"same; the exit code is 1 then.\n\n" +
 			"Mend the cause first: what is refused again for good becomes a dead letter again. Webhooks are posted to notifier.listen with\n" +
-			"the first of its bearer tokens; from another machine, name the notifier with --url.",
+			"the first of its bearer tokens; from another machine, name the notifier with --url. A notifier that asks for a client's\n" +
+			"certificate gets that of --cert-file and --key-file.",
 		Example: "  lifeboat notify replay --all --receiver ops-slack --dry-run\n" +
 			"  lifeboat notify replay --all --receiver ops-slack --since 24h --yes\n" +
 			"  lifeboat notify replay dead-lifeboat.alert.delivery.ops-slack-20261121T040000.123Z-42\n" +
@@ -46,6 +48,10 @@ func notifyReplayCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.since, "since", "", "with --all: only what is younger than this `age`, as 36h or 7d")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "show what would be sent, and send nothing")
 	cmd.Flags().StringVar(&f.url, "url", "", "the notifier's `address` for webhooks; that of notifier.listen when empty")
+	cmd.Flags().StringVar(&f.tls.CAFile, "ca-file", "",
+		"`file` of the authorities that may sign the notifier's certificate (default: the system's, and that certificate itself where it is)")
+	cmd.Flags().StringVar(&f.tls.CertFile, "cert-file", "", "`file` of a client's certificate, where the notifier asks for one")
+	cmd.Flags().StringVar((*string)(&f.tls.KeyFile), "key-file", "", "`file` of its key")
 	cmd.Flags().BoolVarP(&f.yes, "yes", "y", false, "do not ask")
 	cmd.Flags().BoolVar(&f.keep, "keep", false, "leave the letters where they are")
 	console.CompleteFlag(cmd, "since", "24h", "7d", "30d")
@@ -64,6 +70,9 @@ func (f *replayFlags) check(ids []string) error {
 	case !f.all && (len(f.receivers) > 0 || f.since != ""):
 		return console.Usagef("--receiver and --since choose among all: add --all, and name no ids")
 	}
+	if (f.tls.CertFile == "") != (f.tls.KeyFile == "") {
+		return console.Usagef("--cert-file and --key-file go together")
+	}
 	return nil
 }
 
@@ -79,7 +88,7 @@ func (f *replayFlags) run(cmd *cobra.Command, ids []string) (err error) {
 	if err != nil {
 		return err
 	}
-	hook, err := newHook(cfg.Notifier, f.url)
+	hook, err := newHook(cfg.Notifier, f.url, f.tls)
 	if err != nil {
 		return err
 	}

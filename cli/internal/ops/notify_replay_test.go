@@ -181,6 +181,30 @@ func TestAWebhookIsPostedOverTLS(t *testing.T) {
 	s.told("Secure")
 }
 
+func TestAWebhookIsPostedWithACertificate(t *testing.T) {
+	ca, stranger := certtest.New(t, "ca"), certtest.New(t, "stranger")
+	s := newLab(t).alerting(fmt.Sprintf("  web_config_file: %q\n", ca.WebConfig(t)))
+	s.bury(&lifeboatv1.DeadLetter{Id: "good", Subject: "webhook", Payload: []byte(webhook("Proven", "")), Reason: "x"})
+	s.notifier()
+	with := func(caFile string, p certtest.Pair) []string {
+		return []string{"notify", "replay", "good", "--yes", "--ca-file", caFile, "--cert-file", p.Cert, "--key-file", p.Key}
+	}
+	mine := ca.Client(t, "operator")
+	for name, args := range map[string][]string{
+		"none": {"notify", "replay", "good", "--yes"}, "a foreign CA's": with(ca.File, stranger.Client(t, "operator")),
+		"expired": with(ca.File, ca.Client(t, "operator", certtest.Expired())), "a server of another": with(stranger.File, mine),
+	} {
+		_, errs, code := s.lifeboat(args...)
+		assert.Equal(t, 1, code, name)
+		assert.Contains(t, errs, "the letter stays", name)
+	}
+	_, errs, code := s.lifeboat("notify", "replay", "good", "--yes", "--cert-file", mine.Cert)
+	assert.Equal(t, 2, code)
+	assert.Contains(t, errs, "--cert-file and --key-file go together")
+	s.ok(with(ca.File, mine)...)
+	s.told("Proven")
+}
+
 func TestReplayRefusesWrongUsage(t *testing.T) {
 	s := newLab(t).alerting("")
 	s.bury(&lifeboatv1.DeadLetter{Id: "a", Subject: bus.DeliverySubject("ops-slack"), Payload: delivery(t, "ops-slack", "A")})

@@ -26,8 +26,8 @@ func Command() *cobra.Command {
 		Use:   "up",
 		Short: "Run the whole fleet on embedded servers, with sample data, until Ctrl-C",
 		Long: "up runs NATS, S3 and etcd inside this process, the real Consul, Nomad and Alertmanager when their binaries are in\n" +
-			".bin/ or on PATH, a local Slack and DingTalk with a page that shows what arrives, and the three services on short\n" +
-			"schedules. Everything listens on loopback. The configuration it runs with is written beside its data.",
+			".bin/ or on PATH, a local Slack and DingTalk with a page that shows what arrives, the three services on short\n" +
+			"schedules, and the status page. Everything listens on loopback. The configuration it runs with is written beside its data.",
 		Example: "  lifeboat up\n  lifeboat up --kinds etcd --data /tmp/lifeboat",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -91,6 +91,7 @@ func (f *Fleet) Print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(a, b string) { fmt.Fprintf(w, "  %s\t%s\n", a, b) }
 	fmt.Fprintln(w, "\nThe fleet is up.")
+	row("status page", "http://"+f.PageAddr+"/")
 	row("chat page", f.Chat.PageURL())
 	row("NATS", f.NATS.URL())
 	row("S3", f.S3.Endpoint+"  bucket "+f.S3.Config.Bucket)
@@ -107,7 +108,7 @@ func (f *Fleet) Print(out io.Writer) error {
 		row("Alertmanager", f.Alertmanager.URL)
 	}
 	row("webhook", "http://"+f.WebhookAddr+"/api/v1/alertmanager")
-	for _, name := range []string{"scheduler", "backup", "notifier"} {
+	for _, name := range []string{"scheduler", "backup", "notifier", "page"} {
 		row(name, "http://"+f.healthAddrs[name]+"/readyz  /healthz  /metrics")
 	}
 	row("configuration", f.ConfigPath)

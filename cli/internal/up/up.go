@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lifeboat-fleet/lifeboat/cli/internal/page"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/chattest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/etcdtest"
@@ -70,6 +71,8 @@ type Fleet struct {
 	Alertmanager *bintest.Alertmanager
 	// Addresses of the services.
 	WebhookAddr string
+	// PageAddr is the status page's.
+	PageAddr    string
 	healthAddrs map[string]string
 
 	stops    []func() error
@@ -288,7 +291,7 @@ func (f *Fleet) backupOptions() (o backup.Options, err error) {
 	return o, err
 }
 
-// startServices runs the three services, each as it would run alone.
+// startServices runs the three services and the status page, each as it would run alone.
 func (f *Fleet) startServices(ctx context.Context) error {
 	worker, err := f.backupOptions()
 	if err != nil {
@@ -297,7 +300,7 @@ func (f *Fleet) startServices(ctx context.Context) error {
 	ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	f.services, ctx = errgroup.WithContext(ctx)
 	type started struct{ name, addr string }
-	up := make(chan started, 3)
+	up := make(chan started, 4)
 	tell := func(name string) func(string) { return func(addr string) { up <- started{name, addr} } }
 	f.services.Go(func() error {
 		return scheduler.Run(ctx, scheduler.Options{
@@ -312,7 +315,13 @@ func (f *Fleet) startServices(ctx context.Context) error {
 			Started: func(a notifier.Addresses) { up <- started{"notifier", a.Health} },
 		})
 	})
-	for range 3 {
+	f.services.Go(func() error {
+		return page.Run(ctx, page.Options{
+			ConfigPath: f.ConfigPath, HTTPAddr: "127.0.0.1:0", Listen: "127.0.0.1:0", Logger: f.Logger,
+			Started: func(a page.Addresses) { f.PageAddr = a.Page; up <- started{"page", a.Health} },
+		})
+	})
+	for range 4 {
 		select {
 		case s := <-up:
 			f.healthAddrs[s.name] = s.addr

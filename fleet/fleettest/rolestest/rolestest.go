@@ -14,7 +14,7 @@ import (
 
 // Roles are those of deploy/nats.
 func Roles() []string {
-	return []string{"scheduler", "snapshot", "verify", "drill", "prune", "notifier", "cli"}
+	return []string{"scheduler", "snapshot", "verify", "drill", "prune", "notifier", "cli", "page"}
 }
 
 // Deploy copies deploy/nats, which is at source, into a folder and puts keys of the test's own for the placeholders of
