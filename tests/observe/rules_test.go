@@ -1,0 +1,172 @@
+package observe
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/bintest"
+)
+
+// run runs a tool, and fails with what it says.
+func run(t *testing.T, tool, howTo string, args ...string) {
+	t.Helper()
+	bin, err := bintest.Find(tool)
+	require.NoError(t, err, howTo)
+	out, err := exec.CommandContext(t.Context(), bin, args...).CombinedOutput()
+	require.NoError(t, err, "%s %s\n%s", tool, strings.Join(args, " "), out)
+}
+
+func promtool(t *testing.T, args ...string) {
+	t.Helper()
+	run(t, "promtool", "tools/prometheus gets it: it unpacks Debian's package and starts nothing; or put one on the PATH", args...)
+}
+
+func glob(t *testing.T, pattern ...string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(pattern...))
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	return files
+}
+
+func TestRulesAreValidAndUseOnlyWhatExists(t *testing.T) {
+	t.Parallel()
+	promtool(t, append([]string{"check", "rules", "--lint=all", "--lint-fatal"}, glob(t, rulesDir, "*.yml")...)...)
+	all, alerts, records := known(t), map[string]bool{}, map[string]bool{}
+	for _, r := range allRules(t) {
+		require.NoError(t, all.lacks(r.Expr), r.Alert+r.Record)
+		if r.Record != "" {
+			assert.False(t, records[r.Record], r.Record)
+			records[r.Record] = true
+			continue
+		}
+		assert.False(t, alerts[r.Alert], "%s is there twice", r.Alert)
+		alerts[r.Alert] = true
+		assert.Regexp(t, "^Lifeboat[A-Z]", r.Alert)
+		assert.Contains(t, []string{"critical", "warning", "info", "none"}, r.Labels["severity"], r.Alert)
+		assert.Equal(t, "lifeboat", r.Labels["service"], r.Alert)
+		for _, a := range []string{"summary", "description", "runbook_url"} {
+			assert.NotEmpty(t, r.Annotations[a], "%s: %s", r.Alert, a)
+		}
+		// Who is told at once of what may be over at the next evaluation is told of noise. Windows of minutes and more do not flap.
+		window := regexp.MustCompile(`\[\d+[mhd]\]|:increase\d+[mhd]`).MatchString(r.Expr)
+		assert.True(t, r.For != "" || window || r.Alert == "LifeboatWatchdog", "%s neither waits nor looks at a window", r.Alert)
+	}
+	for name := range records {
+		assert.Contains(t, used(t), name, "nothing uses it")
+	}
+}
+
+// used is the text of all that may use a recording rule.
+func used(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	for _, r := range allRules(t) {
+		b.WriteString(r.Expr + "\n")
+	}
+	for _, p := range panels(t) {
+		for _, target := range p.Targets {
+			b.WriteString(target.Expr + "\n")
+		}
+	}
+	return b.String()
+}
+
+func TestRulesPassTheirUnitTests(t *testing.T) {
+	t.Parallel()
+	promtool(t, append([]string{"test", "rules"}, glob(t, rulesDir, "tests", "*.yml")...)...)
+}
+
+// An alert that no test has seen firing may never fire, and one that none has seen silent may never be.
+func TestEveryAlertIsTestedFiringAndNot(t *testing.T) {
+	t.Parallel()
+	firing, silent := map[string]bool{}, map[string]bool{}
+	named := regexp.MustCompile(`alertname=~?"([A-Za-z|.*]+)"`)
+	for _, f := range glob(t, rulesDir, "tests", "*.yml") {
+		b, err := os.ReadFile(f)
+		require.NoError(t, err)
+		var file struct {
+			RuleFiles []string `yaml:"rule_files"`
+			Order     []string `yaml:"group_eval_order"`
+			Tests     []struct {
+				Alerts []struct {
+					Name   string `yaml:"alertname"`
+					Alerts []any  `yaml:"exp_alerts"`
+				} `yaml:"alert_rule_test"`
+				Queries []struct {
+					Expr    string
+					Samples []struct{ Labels string } `yaml:"exp_samples"`
+				} `yaml:"promql_expr_test"`
+			}
+		}
+		require.NoError(t, yaml.Unmarshal(b, &file), f)
+		assert.Len(t, file.RuleFiles, len(glob(t, rulesDir, "*.yml")), "%s does not test all rules together", f)
+		assert.Equal(t, groups(t), file.Order, "%s: the other groups come in any order", f)
+		for _, test := range file.Tests {
+			for _, a := range test.Alerts {
+				into(len(a.Alerts) > 0, firing, silent)[a.Name] = true
+			}
+			for _, q := range test.Queries {
+				if !strings.Contains(q.Expr, "ALERTS{") {
+					continue
+				}
+				m := named.FindStringSubmatch(q.Expr)
+				require.NotNil(t, m, q.Expr)
+				for _, r := range allRules(t) {
+					if r.Alert == "" || !regexp.MustCompile("^(?:"+m[1]+")$").MatchString(r.Alert) {
+						continue
+					}
+					fires := false
+					for _, s := range q.Samples {
+						fires = fires || s.Labels == "{}" || strings.Contains(s.Labels, `"`+r.Alert+`"`)
+					}
+					into(fires, firing, silent)[r.Alert] = true
+				}
+			}
+		}
+	}
+	for _, r := range allRules(t) {
+		if r.Alert == "" {
+			continue
+		}
+		assert.True(t, firing[r.Alert], "no test sees %s fire", r.Alert)
+		assert.True(t, silent[r.Alert] || r.Alert == "LifeboatWatchdog", "no test sees %s silent", r.Alert)
+	}
+}
+
+func into(fires bool, firing, silent map[string]bool) map[string]bool {
+	if fires {
+		return firing
+	}
+	return silent
+}
+
+func TestExamplesAreValid(t *testing.T) {
+	t.Parallel()
+	promtool(t, "check", "config", filepath.Join(rulesDir, "examples", "prometheus.yml"))
+	run(t, "amtool", "tools/build amtool builds it", "check-config", filepath.Join(rulesDir, "examples", "alertmanager.yml"))
+	b, err := os.ReadFile(filepath.Join(rulesDir, "examples", "alertmanager.yml"))
+	require.NoError(t, err)
+	// What is inhibited or routed by name must be the name of something.
+	names := map[string]bool{"LifeboatRPOExceeded": true}
+	outside := 0
+	for _, r := range allRules(t) {
+		names[r.Alert] = true
+		if r.Labels["channel"] == "outside" {
+			outside++
+		}
+	}
+	for _, name := range regexp.MustCompile(`Lifeboat[A-Z][A-Za-z]+`).FindAllString(string(b), -1) {
+		assert.True(t, names[name], "there is no alert %s", name)
+	}
+	assert.Contains(t, string(b), `channel="outside"`)
+	assert.Positive(t, outside)
+}
