@@ -1,12 +1,23 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 )
 
 // Message is one delivery of a stored message.
@@ -38,6 +49,51 @@ func (m *Message) ID() string {
 
 // DeadID is the id of the dead letter about this message. It names the subject as well: dead letters of all streams lie in one.
 func (m *Message) DeadID() string { return "dead-" + m.Subject + "-" + m.ID() }
+
+// Trace is what the message was published with; invalid when that was nothing.
+func (m *Message) Trace() trace.SpanContext {
+	return tracing.From(carrier(m.Header).Get(tracing.Header))
+}
+
+// TraceHeader is the header of a message that goes on with a trace; nil for one that is invalid.
+func TraceHeader(sc trace.SpanContext) map[string]string {
+	if !sc.IsValid() {
+		return nil
+	}
+	return map[string]string{http.CanonicalHeaderKey(tracing.Header): tracing.Text(sc)}
+}
+
+// carrier reads a message's headers. NATS tells the case of their names apart; people and other programs write them as they are defined,
+// and the library of OpenTelemetry writes them as HTTP does.
+type carrier nats.Header
+
+func (c carrier) Get(key string) string {
+	return cmp.Or(nats.Header(c).Get(http.CanonicalHeaderKey(key)), nats.Header(c).Get(key))
+}
+func (c carrier) Set(key, value string) { nats.Header(c).Set(http.CanonicalHeaderKey(key), value) }
+func (c carrier) Keys() []string        { return slices.Collect(maps.Keys(c)) }
+
+// begin begins the span of handling it, and notes for the logs what it is about. A context without a trace gets a new one.
+func (m *Message) begin(ctx context.Context, consumer string) (context.Context, trace.Span) {
+	if work, target, ok := ParseJobSubject(m.Subject); ok {
+		ctx = tracing.Note(ctx, slog.String("work", string(work)), slog.String("target", target), slog.String("job_id", m.ID()))
+	}
+	if receiver, ok := strings.CutPrefix(m.Subject, DeliverySubject("")); ok {
+		ctx = tracing.Note(ctx, slog.String("receiver", strings.TrimSuffix(receiver, ".critical")))
+	}
+	ctx, span := tracing.Start(propagation.TraceContext{}.Extract(ctx, carrier(m.Header)), "process "+consumer, trace.WithSpanKind(trace.SpanKindConsumer))
+	if span.IsRecording() { // https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
+		span.SetAttributes(
+			attribute.String("messaging.system", "nats"), attribute.String("messaging.operation.type", "process"),
+			attribute.String("messaging.destination.name", m.Subject), attribute.String("messaging.message.id", m.ID()),
+			attribute.Int64("messaging.delivery", m.Delivery),
+		)
+		for _, note := range tracing.Notes(ctx) {
+			span.SetAttributes(attribute.String("lifeboat."+note.Key, note.Value.String()))
+		}
+	}
+	return ctx, span
+}
 
 // ErrLostMessage is the cause of a handler's cancelled context when the server stopped confirming heartbeats: another
 // worker may have the message by now.

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
@@ -30,6 +31,8 @@ type Outgoing struct {
 	Data []byte
 	// ID makes the publish idempotent within the streams' duplicate window. Empty: always stored.
 	ID string
+	// Trace is what the message goes on with; that of the context when it is invalid.
+	Trace trace.SpanContext
 }
 
 // ErrBusy means that a message of this subject is already waiting or running, and the stream keeps one.
@@ -51,7 +54,7 @@ func encode(ctx context.Context, o Outgoing) (*nats.Msg, error) {
 	if o.ID != "" {
 		m.Header.Set(jetstream.MsgIDHeader, o.ID)
 	}
-	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(m.Header))
+	propagation.TraceContext{}.Inject(tracing.In(ctx, o.Trace), carrier(m.Header))
 	return m, nil
 }
 
@@ -143,9 +146,12 @@ func (b *Bus) Emit(ctx context.Context, e *lifeboatv1.Event) error {
 		e.Actor = b.actor
 	}
 	if e.GetTraceId() == "" {
-		if sc := trace.SpanContextFromContext(ctx); sc.HasTraceID() {
-			e.TraceId = sc.TraceID().String()
+		if !tracing.Of(ctx).IsValid() { // nothing led to it: what comes of it begins here
+			var span trace.Span
+			ctx, span = tracing.Start(ctx, "event "+e.GetNoun()+"."+e.GetVerb())
+			defer span.End()
 		}
+		e.TraceId = tracing.ID(ctx)
 	}
 	subject := EventSubject(e.GetNoun(), e.GetVerb(), e.GetTarget())
 	_, err := b.Publish(ctx, Outgoing{Subject: subject, Message: e, ID: e.GetId()})

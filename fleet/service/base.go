@@ -23,6 +23,10 @@ type Base struct {
 	Bus      *bus.Bus
 	Logger   *slog.Logger
 	Registry *prometheus.Registry
+	// WebConfigFile is for health and metrics; empty serves them in clear. Set it before Run.
+	WebConfigFile string
+
+	telemetry *telemetry
 }
 
 // NewBase reads the configuration and starts connecting to NATS. A bad configuration is a UsageError; a NATS that does
@@ -49,7 +53,13 @@ func NewBase(name, configPath string, log *slog.Logger, roles ...string) (*Base,
 			log.WarnContext(ctx, "could not record the reload", slog.Any("err", err))
 		}
 	}
-	return &Base{Name: name, Live: live, Bus: b, Logger: log, Registry: reg}, nil
+	return &Base{Name: name, Live: live, Bus: b, Logger: log, Registry: reg, telemetry: newTelemetry(name, log, reg)}, nil
+}
+
+// Trace gives a context whose spans are exported, if the environment asks for that, and a function that ends it. It is for who serves
+// something besides Run, which does the same by itself.
+func (b *Base) Trace(ctx context.Context) (traced context.Context, end func(), err error) {
+	return b.telemetry.start(ctx)
 }
 
 // role is one word for all roles of a process.
@@ -116,8 +126,8 @@ func (b *Base) Run(ctx context.Context, listen string, started func(addr string)
 		}})
 	}
 	err := Run(ctx, Options{
-		Name: b.Name, Logger: b.Logger, Listen: listen, Registry: b.Registry, Started: started,
-		Checks: append([]Check{{Name: "nats", Probe: b.Bus.Ready}}, checks...), Actors: all,
+		Name: b.Name, Logger: b.Logger, Listen: listen, WebConfigFile: b.WebConfigFile, Registry: b.Registry, Started: started,
+		Checks: append([]Check{{Name: "nats", Probe: b.Bus.Ready}}, checks...), Actors: all, telemetry: b.telemetry,
 	})
 	if closeErr := b.Bus.Close(); err == nil {
 		err = closeErr

@@ -13,13 +13,21 @@ type Flags struct {
 	Config   string
 	HTTPAddr string
 	LogLevel string
+	// WebConfigFile is for HTTPAddr: TLS, client certificates and basic authentication.
+	WebConfigFile string
 }
 
-// Add declares the flags on a command. addr is the default address of health and metrics.
+// Add declares the flags on a command, and `healthcheck` below it. addr is the default address of health and metrics.
 func (f *Flags) Add(cmd *cobra.Command, addr string) {
 	cmd.Flags().StringVarP(&f.Config, "config", "c", "lifeboat.yaml", "configuration `file`")
 	cmd.Flags().StringVar(&f.HTTPAddr, "http-addr", addr, "`address` of /healthz, /readyz and /metrics")
+	cmd.Flags().StringVar(&f.WebConfigFile, "web-config-file", "",
+		"`file` with TLS, client certificates and basic authentication for --http-addr, in the form of Prometheus' exporter-toolkit")
 	cmd.Flags().StringVar(&f.LogLevel, "log-level", "info", "debug, info, warn or error")
+	cmd.AddCommand(HealthcheckCommand(addr))
+	// A service's --help is enough for it: no `completion` and no `help` beside `healthcheck`.
+	cmd.CompletionOptions.DisableDefaultCmd = true
+	cmd.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true})
 }
 
 // Logger makes the logger that the flags ask for.

@@ -31,6 +31,9 @@ type Live struct {
 
 	mu        sync.Mutex
 	listeners []chan struct{}
+	// hup is listened to from the first reading to the end of the process: a SIGHUP that nobody listens to ends it, also while it starts,
+	// or finishes its work.
+	hup chan os.Signal
 
 	ok   prometheus.Gauge
 	when prometheus.Gauge
@@ -47,7 +50,7 @@ func LoadLive(path string, log *slog.Logger, reg prometheus.Registerer) (*Live, 
 	}
 	f := promauto.With(reg)
 	l := &Live{
-		path: path, log: log,
+		path: path, log: log, hup: make(chan os.Signal, 1),
 		ok: f.NewGauge(prometheus.GaugeOpts{
 			Name: "lifeboat_config_last_reload_successful",
 			Help: "Whether the configuration file as it stands now is in force: 0 means that it was refused.",
@@ -60,6 +63,7 @@ func LoadLive(path string, log *slog.Logger, reg prometheus.Registerer) (*Live, 
 	l.current.Store(cfg)
 	l.ok.Set(1)
 	l.when.SetToCurrentTime()
+	signal.Notify(l.hup, syscall.SIGHUP)
 	return l, nil
 }
 
@@ -85,9 +89,6 @@ func (l *Live) Run(ctx context.Context) error {
 	if err = watcher.Add(filepath.Dir(l.path)); err != nil {
 		return fmt.Errorf("watching the folder of %s: %w", l.path, err)
 	}
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	last, err := os.ReadFile(l.path)
 	if err != nil {
 		l.log.WarnContext(ctx, "the configuration file cannot be read any more", slog.Any("err", err))
@@ -99,7 +100,7 @@ func (l *Live) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return watcher.Close()
-		case <-hup:
+		case <-l.hup:
 			settle.Reset(0)
 			last = nil
 		case err := <-watcher.Errors:
@@ -155,6 +156,8 @@ func needsRestart(old, now *config.Config) []string {
 		names = append(names, "store")
 	}
 	for key, changed := range map[string]bool{
+		"page.listen":                                old.Page.Listen != now.Page.Listen,
+		"page.web_config_file":                       old.Page.WebConfigFile != now.Page.WebConfigFile,
 		"notifier.listen":                            old.Notifier.Listen != now.Notifier.Listen,
 		"notifier.web_config_file":                   old.Notifier.WebConfigFile != now.Notifier.WebConfigFile,
 		"notifier.bearer_tokens_file":                old.Notifier.BearerTokensFile != now.Notifier.BearerTokensFile,

@@ -9,7 +9,8 @@ import (
 
 	"github.com/lmittmann/tint"
 	"github.com/mattn/go-isatty"
-	"go.opentelemetry.io/otel/trace"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 )
 
 // NewLogger writes JSON lines, or short text in colour when out is a terminal. level is debug, info, warn or error.
@@ -27,12 +28,23 @@ func NewLogger(out io.Writer, level string) (*slog.Logger, error) {
 	return slog.New(traceHandler{h}), nil
 }
 
-// traceHandler adds trace_id to every record that is logged under a trace.
+// traceHandler adds trace_id to every record that is logged under a trace, and what was noted of whatever is at hand, unless the record
+// says it by itself.
 type traceHandler struct{ slog.Handler }
 
 func (h traceHandler) Handle(ctx context.Context, r slog.Record) error {
-	if sc := trace.SpanContextFromContext(ctx); sc.HasTraceID() {
-		r.AddAttrs(slog.String("trace_id", sc.TraceID().String()))
+	if id := tracing.ID(ctx); id != "" {
+		r.AddAttrs(slog.String("trace_id", id))
+	}
+	for _, note := range tracing.Notes(ctx) {
+		said := false
+		r.Attrs(func(a slog.Attr) bool {
+			said = a.Key == note.Key
+			return !said
+		})
+		if !said {
+			r.AddAttrs(note)
+		}
 	}
 	return h.Handler.Handle(ctx, r)
 }

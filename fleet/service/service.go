@@ -19,6 +19,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/web"
 )
 
 // Exit codes of every command (design, section 7).
@@ -63,12 +65,16 @@ type Options struct {
 	Name   string
 	Logger *slog.Logger
 	// Listen is the address of /healthz, /readyz and /metrics.
-	Listen   string
-	Registry *prometheus.Registry
-	Checks   []Check
-	Actors   []Actor
+	Listen string
+	// WebConfigFile is a web configuration file for Listen, as web.Serve takes it; empty is in clear.
+	WebConfigFile string
+	Registry      *prometheus.Registry
+	Checks        []Check
+	Actors        []Actor
 	// Started is told the address that Listen became. It may be nil.
 	Started func(addr string)
+	// telemetry exports the spans; one of its own when nil.
+	telemetry *telemetry
 }
 
 // SignalContext ends at the first SIGINT or SIGTERM. A second one ends the process at once, as Go does by default: also one that comes as
@@ -90,11 +96,11 @@ func SignalContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return ctx, func() { cancel(nil) }
 }
 
-// NewRegistry has the collectors of the Go runtime and the process. In one process with several services each has its
+// NewRegistry has the collectors of the Go runtime, the process and the build. In one process with several services each has its
 // own registry.
 func NewRegistry() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
 	return reg
 }
 
@@ -109,11 +115,17 @@ func Instance(name string) string {
 
 // Run serves health and metrics and runs the actors until the context ends or one of them fails.
 func Run(ctx context.Context, o Options) error {
-	shutdownTracing, err := startTracing(ctx, o.Name)
+	if err := web.Check(o.WebConfigFile); err != nil {
+		return &UsageError{fmt.Errorf("--web-config-file: %w", err)}
+	}
+	if o.telemetry == nil {
+		o.telemetry = newTelemetry(o.Name, o.Logger, o.Registry)
+	}
+	ctx, endTraces, err := o.telemetry.start(ctx)
 	if err != nil {
 		return err
 	}
-	defer shutdownTracing()
+	defer endTraces()
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", o.Listen)
 	if err != nil {
@@ -121,11 +133,14 @@ func Run(ctx context.Context, o Options) error {
 	}
 	srv := &http.Server{Handler: healthHandler(o), ReadHeaderTimeout: 5 * time.Second}
 	o.Logger.InfoContext(ctx, "started", slog.String("http_addr", ln.Addr().String()))
+	web.WarnIfOpen(ctx, o.Logger, web.Listener{
+		Name: "health and metrics", Addr: ln.Addr(), WebConfigFile: o.WebConfigFile, Setting: "--web-config-file",
+	})
 	if o.Started != nil {
 		o.Started(ln.Addr().String())
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return Serve(ctx, srv, ln) })
+	g.Go(func() error { return web.Serve(ctx, srv, ln, o.WebConfigFile, o.Logger) })
 	for _, a := range o.Actors {
 		g.Go(func() error {
 			if failed := a.Run(ctx); failed != nil && !errors.Is(failed, context.Canceled) {
@@ -137,23 +152,6 @@ func Run(ctx context.Context, o Options) error {
 	err = g.Wait()
 	o.Logger.Info("stopped") //nolint:sloglint // the context has ended
 	return err
-}
-
-// Serve runs an HTTP server until the context ends and then lets open requests finish for five seconds.
-func Serve(ctx context.Context, srv *http.Server, ln net.Listener) error {
-	done := make(chan error, 1)
-	go func() { done <- srv.Serve(ln) }()
-	select {
-	case err := <-done:
-		return fmt.Errorf("serving on %s: %w", ln.Addr(), err)
-	case <-ctx.Done():
-	}
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	if err := srv.Shutdown(grace); err != nil {
-		return errors.Join(fmt.Errorf("stopping the server on %s: %w", ln.Addr(), err), srv.Close())
-	}
-	return nil
 }
 
 func healthHandler(o Options) http.Handler {

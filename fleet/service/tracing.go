@@ -1,39 +1,40 @@
 package service
 
 import (
-	"context"
+	"errors"
 	"fmt"
-	"os"
+	"net/http"
 	"time"
 
-	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
-	"go.opentelemetry.io/otel/sdk/resource"
-	"go.opentelemetry.io/otel/sdk/trace"
-	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
+
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/web"
 )
 
-// startTracing sets the process's tracer. Spans always exist, so that logs and events carry a trace id; they are exported
-// by OTLP over HTTP when the standard environment variables name a collector.
-func startTracing(ctx context.Context, name string) (shutdown func(), err error) {
-	opts := []trace.TracerProviderOption{
-		trace.WithResource(resource.NewSchemaless(semconv.ServiceName(name))),
+// exportTimeout is the specification's default of OTEL_EXPORTER_OTLP_TIMEOUT, which the exporter itself keeps to besides.
+const exportTimeout = 10 * time.Second
+
+// newCollector is how the collector is asked. The exporter reads the standard variables' files once and goes on without those that it
+// cannot read; here they are read again when they change, and what can never work is an error that names the variable.
+// https://opentelemetry.io/docs/specs/otel/protocol/exporter/
+func newCollector() ([]otlptracehttp.Option, error) {
+	files := config.TLS{
+		CAFile: variable("CERTIFICATE"), CertFile: variable("CLIENT_CERTIFICATE"), KeyFile: config.SecretFile(variable("CLIENT_KEY")),
 	}
-	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != "" {
-		exporter, err := otlptracehttp.New(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("starting the OTLP exporter: %w", err)
-		}
-		opts = append(opts, trace.WithBatcher(exporter))
+	if files == (config.TLS{}) {
+		return nil, nil
 	}
-	provider := trace.NewTracerProvider(opts...)
-	otel.SetTracerProvider(provider)
-	return func() {
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
-		defer cancel()
-		// What could not be exported at the end is lost to the traces only; the events are the record.
-		if err := provider.Shutdown(last); err != nil {
-			otel.Handle(err)
-		}
-	}, nil
+	if (files.CertFile == "") != (files.KeyFile == "") {
+		return nil, &UsageError{errors.New("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY go together")}
+	}
+	if _, err := files.Client(); err != nil {
+		return nil, &UsageError{fmt.Errorf("the files of OTEL_EXPORTER_OTLP_CERTIFICATE, _CLIENT_CERTIFICATE and _CLIENT_KEY: %w", err)}
+	}
+	base := &http.Transport{
+		Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: exportTimeout, IdleConnTimeout: time.Minute, ForceAttemptHTTP2: true,
+	}
+	return []otlptracehttp.Option{otlptracehttp.WithHTTPClient(&http.Client{
+		Transport: web.NewTransport(base, func() config.TLS { return files }), Timeout: exportTimeout,
+	})}, nil
 }

@@ -7,8 +7,10 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/ingest"
 )
@@ -25,9 +27,16 @@ type Options struct {
 	ConfigPath string
 	// HTTPAddr serves health and metrics. The webhook has an address of its own, notifier.listen.
 	HTTPAddr string
-	Logger   *slog.Logger
+	// WebConfigFile is for HTTPAddr; empty is in clear.
+	WebConfigFile string
+	Logger        *slog.Logger
+	// Listen and InteractionsListen stand in for notifier.listen and notifier.interactions.listen when they are not empty: who places the
+	// process may choose its ports. Without notifier.interactions.listen there are no pages, whatever InteractionsListen is.
+	Listen, InteractionsListen string
 	// Started is told where the service listens. It may be nil.
 	Started func(Addresses)
+	// Registered is told the registry when all metrics are in it. It may be nil.
+	Registered func(*prometheus.Registry)
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 }
@@ -35,9 +44,21 @@ type Options struct {
 // Addresses are where the service listens, as host:port. Interactions is empty without notifier.interactions.listen.
 type Addresses struct{ Health, Webhooks, Interactions string }
 
+// placed is the configuration with the addresses of the options.
+func (o Options) placed(cfg config.Notifier) config.Notifier {
+	if o.Listen != "" {
+		cfg.Listen = o.Listen
+	}
+	if o.InteractionsListen != "" && cfg.Interactions.Listen != "" {
+		cfg.Interactions.Listen = o.InteractionsListen
+	}
+	return cfg
+}
+
 // Command is `lifeboat-notifier`.
 func Command() *cobra.Command {
 	var flags service.Flags
+	var o Options
 	cmd := &cobra.Command{
 		Use:   "lifeboat-notifier",
 		Short: "Take alerts from Alertmanager and deliver them to chat with their runbook",
@@ -52,7 +73,7 @@ func Command() *cobra.Command {
 			"  #     - name: lifeboat\n" +
 			"  #       webhook_configs: [{url: \"http://127.0.0.1:9095" + ingest.Path + "\", send_resolved: true}]",
 		Args:    cobra.NoArgs,
-		Version: service.Version(),
+		Version: service.VersionText(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := flags.Logger(cmd.ErrOrStderr())
 			if err != nil {
@@ -62,9 +83,13 @@ func Command() *cobra.Command {
 				debug.SetGCPercent(gcPercent)
 				debug.SetMemoryLimit(memoryLimit)
 			}
-			return Run(cmd.Context(), Options{ConfigPath: flags.Config, HTTPAddr: flags.HTTPAddr, Logger: log})
+			o.ConfigPath, o.HTTPAddr, o.WebConfigFile, o.Logger = flags.Config, flags.HTTPAddr, flags.WebConfigFile, log
+			return Run(cmd.Context(), o)
 		},
 	}
 	flags.Add(cmd, "127.0.0.1:9097")
+	cmd.Flags().StringVar(&o.Listen, "listen", "", "`address` of the webhooks, in place of notifier.listen")
+	cmd.Flags().StringVar(&o.InteractionsListen, "interactions-listen", "",
+		"`address` of the pages and of Slack's requests, in place of notifier.interactions.listen")
 	return cmd
 }

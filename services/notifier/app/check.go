@@ -4,13 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/url"
 	"os"
 	"regexp"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/web"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/render"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/route"
-	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/web"
 )
 
 // Check looks for what the configuration's own check cannot see: routes that no alert reaches, receivers that nothing names,
@@ -21,9 +23,51 @@ func Check(cfg *config.Config) []config.Finding {
 	n := cfg.Notifier
 	found := route.Check(n)
 	found = append(found, templates(n)...)
-	found = append(found, served("notifier.web_config_file", web.CheckWebhooks(n.WebConfigFile, n.BearerTokensFile != ""))...)
+	found = append(found, served("notifier.web_config_file", checkWebhooks(n.WebConfigFile, n.BearerTokensFile != ""))...)
 	found = append(found, served("notifier.interactions.web_config_file", web.Check(n.Interactions.WebConfigFile))...)
+	found = append(found, passwordsInClear(cfg.Alertmanager)...)
 	return append(found, pagesDir(n.Runbooks.PagesDir)...)
+}
+
+// checkWebhooks is web.Check for an address that takes alerts, with bearer tokens or without. It refuses besides what would lose alerts:
+// basic authentication together with bearer tokens, because a request has one Authorization header and could never satisfy both; and a
+// rate limit, because its 429 makes Alertmanager drop what it sent.
+func checkWebhooks(webConfigFile string, bearer bool) error {
+	if err := web.Check(webConfigFile); err != nil {
+		return err
+	}
+	o, err := web.Read(webConfigFile)
+	switch {
+	case err != nil:
+		return err
+	case bearer && len(o.Users) > 0:
+		return fmt.Errorf("web configuration file %s has basic_auth_users, and notifier.bearer_tokens_file is set: "+
+			"a request has one Authorization header; remove one of the two", webConfigFile)
+	case o.Limit.Interval != nil:
+		return fmt.Errorf("web configuration file %s has a rate_limit: "+
+			"it answers 429, and Alertmanager drops the alerts after that; remove it", webConfigFile)
+	}
+	return nil
+}
+
+// passwordsInClear warns when Alertmanager's password can be read on its way.
+func passwordsInClear(a config.Alertmanager) []config.Finding {
+	var found []config.Finding
+	for i, address := range a.URLs {
+		u, err := url.Parse(address)
+		if a.Username == "" || err != nil || u.Scheme == "https" || loopback(u.Hostname()) {
+			continue
+		}
+		found = append(found, config.Finding{
+			Key: fmt.Sprintf("alertmanager.urls[%d]", i), Warning: true, Message: "begins with http://: the password goes over the network in clear",
+		})
+	}
+	return found
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // templates that cannot be parsed. The renderer's errors begin with the key that they are about.

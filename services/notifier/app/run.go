@@ -14,6 +14,7 @@ import (
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
+	"github.com/lifeboat-fleet/lifeboat/fleet/web"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/budget"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/canary"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver"
@@ -26,7 +27,6 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/reconcile"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/runbook"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/silence"
-	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/web"
 )
 
 // parts are what a notifier is made of.
@@ -35,7 +35,7 @@ type parts struct {
 	rush     *rush
 	silencer *silence.Silencer
 	pages    *runbook.Pages
-	client   *webhook.Client
+	clients  *webhook.Clients
 	actors   []service.Actor
 }
 
@@ -48,24 +48,35 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	cfg := base.Config().Notifier
+	base.WebConfigFile = o.WebConfigFile
+	// Before anything is served: a webhook's trace begins with the request.
+	ctx, endTraces, err := base.Trace(ctx)
+	if err != nil {
+		return errors.Join(err, base.Bus.Close())
+	}
+	defer endTraces()
+	cfg := o.placed(base.Config().Notifier)
 	hooks, pages, err := listen(ctx, cfg)
 	if err != nil {
 		return errors.Join(err, base.Bus.Close())
 	}
 	p := assemble(base, o)
 	defer p.close(context.WithoutCancel(ctx), base.Logger)
+	if o.Registered != nil {
+		o.Registered(base.Registry)
+	}
 	report(ctx, base)
 	g, ctx := errgroup.WithContext(ctx)
 	// The webhooks answer from the start, also while NATS is away: 503 tells Alertmanager to come again.
 	g.Go(func() error {
-		return web.Serve(ctx, server(p.rush.watch(webhooks(p.hook, cfg.BearerTokensFile))), hooks, cfg.WebConfigFile, base.Logger)
+		return web.Serve(ctx, server(ctx, p.rush.watch(webhooks(p.hook, cfg.BearerTokensFile))), hooks, cfg.WebConfigFile, base.Logger)
 	})
+	warnIfOpen(ctx, base.Logger, cfg, hooks, pages)
 	addresses := Addresses{Webhooks: hooks.Addr().String()}
 	if pages != nil {
 		addresses.Interactions = pages.Addr().String()
 		g.Go(func() error {
-			return web.Serve(ctx, server(p.silencer.Handler()), pages, cfg.Interactions.WebConfigFile, base.Logger)
+			return web.Serve(ctx, server(ctx, p.silencer.Handler()), pages, cfg.Interactions.WebConfigFile, base.Logger)
 		})
 	}
 	g.Go(func() error {
@@ -84,7 +95,7 @@ func Run(ctx context.Context, o Options) error {
 
 // listen opens the addresses of the webhooks and, when they are configured, of the pages that people open.
 func listen(ctx context.Context, cfg config.Notifier) (hooks, pages net.Listener, err error) {
-	err = errors.Join(web.CheckWebhooks(cfg.WebConfigFile, cfg.BearerTokensFile != ""), web.Check(cfg.Interactions.WebConfigFile),
+	err = errors.Join(checkWebhooks(cfg.WebConfigFile, cfg.BearerTokensFile != ""), web.Check(cfg.Interactions.WebConfigFile),
 		silence.Check(cfg.Interactions))
 	if err != nil {
 		return nil, nil, &service.UsageError{Err: err}
@@ -102,8 +113,24 @@ func listen(ctx context.Context, cfg config.Notifier) (hooks, pages net.Listener
 	return hooks, pages, nil
 }
 
-func server(h http.Handler) *http.Server {
-	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute}
+// warnIfOpen says which of the two addresses is served without protection to other machines.
+func warnIfOpen(ctx context.Context, log *slog.Logger, cfg config.Notifier, hooks, pages net.Listener) {
+	web.WarnIfOpen(ctx, log, web.Listener{
+		Name: "webhooks", Addr: hooks.Addr(), WebConfigFile: cfg.WebConfigFile, Setting: "notifier.web_config_file, notifier.bearer_tokens_file",
+		Trusted: true, Proven: cfg.BearerTokensFile != "",
+	})
+	if pages != nil { // a link's signature, or Slack's, proves who comes
+		web.WarnIfOpen(ctx, log, web.Listener{
+			Name: "pages", Addr: pages.Addr(), WebConfigFile: cfg.Interactions.WebConfigFile,
+			Setting: "notifier.interactions.web_config_file", Trusted: true, Proven: true,
+		})
+	}
+}
+
+// server gives requests the tracer of ctx. Its end does not end them: they may finish.
+func server(ctx context.Context, h http.Handler) *http.Server {
+	of := context.WithoutCancel(ctx)
+	return &http.Server{Handler: h, BaseContext: func(net.Listener) context.Context { return of }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute}
 }
 
 // webhooks asks for a bearer token where one is configured.
@@ -120,10 +147,10 @@ func webhooks(hook *ingest.Handlers, tokens config.SecretFile) http.Handler {
 // assemble makes the parts.
 func assemble(base *service.Base, o Options) *parts {
 	p := &parts{
-		rush:   &rush{},
-		hook:   ingest.New(ingest.Options{Store: base.Bus, Logger: base.Logger, Registerer: base.Registry, Now: o.Now}),
-		pages:  runbook.New(runbook.Options{Logger: base.Logger, Registerer: base.Registry, Now: o.Now}),
-		client: webhook.New(),
+		rush:    &rush{},
+		hook:    ingest.New(ingest.Options{Store: base.Bus, Logger: base.Logger, Registerer: base.Registry, Now: o.Now}),
+		pages:   runbook.New(runbook.Options{Logger: base.Logger, Registerer: base.Registry, Now: o.Now}),
+		clients: &webhook.Clients{},
 		silencer: silence.New(silence.Options{
 			Config: base.Config, Emit: base.Bus.Emit, Logger: base.Logger, Registerer: base.Registry, Now: o.Now,
 			AlertmanagerURL: func() string { return first(base.Config().Alertmanager.URLs) },
@@ -131,7 +158,7 @@ func assemble(base *service.Base, o Options) *parts {
 	}
 	budgets := budget.New(budget.Options{Store: base.Bus, Now: o.Now, Logger: base.Logger, Registerer: base.Registry})
 	deliverer := deliver.New(deliver.Options{
-		Bus: base.Bus, Config: base.Config, Changed: base.Live.Changed(), Sender: senders(p.client, o.Now), Budgets: budgets, Pages: p.pages,
+		Bus: base.Bus, Config: base.Config, Changed: base.Live.Changed(), Sender: senders(p.clients, o.Now), Budgets: budgets, Pages: p.pages,
 		Links: p.silencer.Links, GiveWay: p.rush.giveWay, Logger: base.Logger, Registerer: base.Registry, Now: o.Now,
 	})
 	own := fleetalert.New(fleetalert.Options{
@@ -175,7 +202,7 @@ func (p *parts) close(ctx context.Context, log *slog.Logger) {
 		log.WarnContext(ctx, "a silence was still on its way", slog.Any("err", err))
 	}
 	p.pages.Close()
-	p.client.Close()
+	p.clients.Close()
 }
 
 // report says at the start what somebody should look at, which check-config says too.
@@ -186,8 +213,9 @@ func report(ctx context.Context, base *service.Base) {
 }
 
 // senders makes each receiver's sender. Secrets are read at each attempt.
-func senders(client *webhook.Client, now func() time.Time) func(config.Receiver) (deliver.Sender, error) {
+func senders(clients *webhook.Clients, now func() time.Time) func(config.Receiver) (deliver.Sender, error) {
 	return func(r config.Receiver) (deliver.Sender, error) {
+		client := clients.For(r.TLS)
 		switch {
 		case r.Slack != nil:
 			o := slack.Options{Receiver: r.Name, Channel: r.Slack.Channel, APIURL: r.Slack.APIURL, Poster: client, HTTP: client.HTTP(), Now: now}

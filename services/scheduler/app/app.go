@@ -8,9 +8,11 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
+	"github.com/lifeboat-fleet/lifeboat/services/scheduler/internal/backlog"
 	"github.com/lifeboat-fleet/lifeboat/services/scheduler/internal/emit"
 	"github.com/lifeboat-fleet/lifeboat/services/scheduler/internal/rpo"
 )
@@ -23,9 +25,13 @@ type Options struct {
 	ConfigPath string
 	// HTTPAddr serves health and metrics.
 	HTTPAddr string
-	Logger   *slog.Logger
+	// WebConfigFile is for HTTPAddr; empty is in clear.
+	WebConfigFile string
+	Logger        *slog.Logger
 	// Started is told the address of health and metrics. It may be nil.
 	Started func(addr string)
+	// Registered is told the registry when all metrics are in it. It may be nil.
+	Registered func(*prometheus.Registry)
 	// Now is the clock of schedules and of the RPO; time.Now when nil.
 	Now func() time.Time
 }
@@ -44,7 +50,7 @@ func CommandAt(now func() time.Time) *cobra.Command {
 		Example: "  lifeboat-scheduler --config lifeboat.yaml\n" +
 			"  lifeboat-scheduler --config lifeboat.yaml --http-addr 127.0.0.1:9096",
 		Args:    cobra.NoArgs,
-		Version: service.Version(),
+		Version: service.VersionText(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := flags.Logger(cmd.ErrOrStderr())
 			if err != nil {
@@ -55,7 +61,9 @@ func CommandAt(now func() time.Time) *cobra.Command {
 				// keeps a quarter of the memory from ever being taken, and costs nothing measurable later.
 				debug.SetGCPercent(gcPercent)
 			}
-			return Run(cmd.Context(), Options{ConfigPath: flags.Config, HTTPAddr: flags.HTTPAddr, Logger: log, Now: now})
+			return Run(cmd.Context(), Options{
+				ConfigPath: flags.Config, HTTPAddr: flags.HTTPAddr, WebConfigFile: flags.WebConfigFile, Logger: log, Now: now,
+			})
 		},
 	}
 	flags.Add(cmd, "127.0.0.1:9096")
@@ -68,6 +76,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	base.WebConfigFile = o.WebConfigFile
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -79,8 +88,13 @@ func Run(ctx context.Context, o Options) error {
 	watch := rpo.New(rpo.Options{
 		Bus: base.Bus, Config: base.Config, Changed: base.Live.Changed(), Logger: base.Logger, Registerer: base.Registry, Now: o.Now,
 	})
+	jobs := backlog.New(backlog.Options{Bus: base.Bus, Logger: base.Logger, Registerer: base.Registry, Now: o.Now})
+	if o.Registered != nil {
+		o.Registered(base.Registry)
+	}
 	return base.Run(ctx, o.HTTPAddr, o.Started, nil,
-		service.Actor{Name: "ticks", Run: emitter.Run}, service.Actor{Name: "rpo", Run: func(ctx context.Context) error {
+		service.Actor{Name: "ticks", Run: emitter.Run}, service.Actor{Name: "backlog", Run: jobs.Run},
+		service.Actor{Name: "rpo", Run: func(ctx context.Context) error {
 			// Ticks first: of a large fleet both read much at the start, and an age can wait for some seconds.
 			select {
 			case <-ticking:

@@ -16,6 +16,7 @@ import (
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/drill"
@@ -56,7 +57,7 @@ func (w *Worker) drillSnapshot(ctx context.Context, j job) error {
 		return terminalIf(err, catalog.ErrNoSnapshot, "no_snapshot")
 	}
 	in := drill.Input{
-		DrillID: j.id, JobID: j.id, TraceID: traceID(ctx), Tick: j.GetTick(), RequestedBy: j.requestedBy(), Version: w.Version, Target: j.target,
+		DrillID: j.id, JobID: j.id, TraceID: tracing.ID(ctx), Tick: j.GetTick(), RequestedBy: j.requestedBy(), Version: w.Version, Target: j.target,
 		SnapshotID: id, Manifest: m, Unreadable: unreadable, Fetch: w.fetch, Owner: w.owner, Dir: w.ScratchDir, Clock: w.Clock,
 		Servers: drill.Servers(w.Drill),
 		Began: func(phase string) {
@@ -228,6 +229,7 @@ func forEvent(report *lifeboatv1.DrillReport) (*lifeboatv1.DrillReport, error) {
 
 // drilled tells how a drill ended.
 func (w *Worker) drilled(ctx context.Context, j job, m *lifeboatv1.Manifest, report *lifeboatv1.DrillReport, escrow bool) error {
+	drillSpans(ctx, report)
 	verb := drillVerb(report.GetPassed(), escrow)
 	told, err := forEvent(report)
 	if err != nil {

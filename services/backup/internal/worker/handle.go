@@ -12,6 +12,7 @@ import (
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 )
@@ -41,9 +42,9 @@ func (w *Worker) Handler(work config.Work) bus.Handler {
 		if err != nil {
 			return err
 		}
-		w.drain.began()
+		w.drain.began(j, time.Now())
 		err = w.handle(ctx, j, do)
-		w.drain.ended(err)
+		w.drain.ended(j, err)
 		return err
 	}
 }
@@ -70,7 +71,17 @@ func handBackDelay(delivery int64) time.Duration {
 
 // handle does a job that this worker may do. See the package comment.
 func (w *Worker) handle(ctx context.Context, j job, do func(context.Context, job) error) error {
-	free, err := w.slot(ctx, j)
+	var free func()
+	slot := func(ctx context.Context) (err error) {
+		free, err = w.slot(ctx, j)
+		return err
+	}
+	var err error
+	if w.limit(j.work) > 0 {
+		err = w.stage(ctx, j, stageSlot, slot)
+	} else {
+		err = slot(ctx)
+	}
 	if err != nil {
 		return w.notBegun(ctx, j, err)
 	}
@@ -79,7 +90,10 @@ func (w *Worker) handle(ctx context.Context, j job, do func(context.Context, job
 	if j, err = w.accept(j.msg); err != nil {
 		return err
 	}
-	j.claim, err = w.Bus.Claim(ctx, j.work, j.target.Name, j.msg)
+	err = w.stage(ctx, j, stageClaim, func(ctx context.Context) (err error) {
+		j.claim, err = w.Bus.Claim(ctx, j.work, j.target.Name, j.msg)
+		return err
+	})
 	if errors.Is(err, bus.ErrExhausted) {
 		return w.lastLook(ctx, j, err)
 	}
@@ -99,7 +113,9 @@ func (w *Worker) handle(ctx context.Context, j job, do func(context.Context, job
 	}
 	held, let := j.claim.Hold(ctx, holdInterval)
 	defer let()
-	err = do(held, j)
+	working, span := tracing.Start(held, string(j.work))
+	err = do(working, j)
+	tracing.End(span, err)
 	cause := context.Cause(held)
 	if err != nil && (errors.Is(cause, bus.ErrCancelled) || errors.Is(cause, bus.ErrClaimLost)) {
 		err = fmt.Errorf("%w: %w", cause, err) // whatever failed, failed because of it

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -78,7 +79,15 @@ func (p *part) take(ctx context.Context) error {
 			return err
 		}
 	}
-	switch err = p.upload(ctx, stream, prev); {
+	err = p.worker.stage(ctx, p.job, stageUpload, func(ctx context.Context) error {
+		begin := time.Now()
+		uploaded := p.upload(ctx, stream, prev)
+		if uploaded == nil {
+			p.stored(ctx, time.Since(begin))
+		}
+		return uploaded
+	})
+	switch {
 	case errors.Is(err, errUnchanged):
 		p.point(prev)
 	case err != nil:
@@ -162,9 +171,12 @@ func (p *part) lastInfo() *lifeboatv1.SourceInfo {
 
 // open starts the stream, until end. Its end first cancels it: a source that is waited for must let go before whoever reads
 // it can end.
-func (p *part) open(ctx context.Context) (source.Stream, error) {
+func (p *part) open(ctx context.Context) (stream source.Stream, err error) {
 	reading, stop := context.WithCancelCause(ctx)
-	stream, err := p.src.Open(reading)
+	err = p.worker.stage(reading, p.job, stageOpen, func(ctx context.Context) (err error) {
+		stream, err = p.src.Open(ctx)
+		return err
+	})
 	if err != nil {
 		stop(nil)
 		return nil, fmt.Errorf("opening the source: %w", err)

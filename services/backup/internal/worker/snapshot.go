@@ -7,12 +7,12 @@ import (
 	"log/slog"
 	"time"
 
-	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/catalog"
 	"github.com/lifeboat-fleet/lifeboat/services/backup/internal/store"
@@ -54,7 +54,7 @@ func (w *Worker) conclude(ctx context.Context, j job, m *lifeboatv1.Manifest, fr
 	timed, cancel := context.WithTimeoutCause(ctx, j.target.Timeout,
 		fmt.Errorf("the copy took longer than the target's timeout of %s", j.target.Timeout))
 	defer cancel()
-	if err := w.copyAll(timed, j, m); err != nil {
+	if err := w.stage(timed, j, stageCopy, func(ctx context.Context) error { return w.copyAll(ctx, j, m) }); err != nil {
 		if timed.Err() != nil {
 			err = fmt.Errorf("%w: %w", context.Cause(timed), err)
 		}
@@ -81,7 +81,7 @@ func (w *Worker) take(ctx context.Context, j job) (*lifeboatv1.Manifest, error) 
 	}
 	defer done()
 	m.CommittedAt = timestamppb.New(w.Clock())
-	err = w.Catalog.Commit(window, m)
+	err = w.stage(window, j, stageCommit, func(ctx context.Context) error { return w.Catalog.Commit(ctx, m) })
 	if errors.Is(err, store.ErrPrecondition) {
 		return w.ours(ctx, m)
 	}
@@ -164,7 +164,7 @@ func (w *Worker) prepare(ctx context.Context, j job) (*lifeboatv1.Manifest, erro
 	}
 	m := &lifeboatv1.Manifest{
 		Format: catalog.Format, Id: j.id, Target: j.target.Name, Kind: kinds()[j.target.Kind()], JobId: j.id, Tick: j.GetTick(),
-		StartedAt: timestamppb.New(w.Clock()), LifeboatVersion: w.Version, TraceId: traceID(ctx),
+		StartedAt: timestamppb.New(w.Clock()), LifeboatVersion: w.Version, TraceId: tracing.ID(ctx),
 		Store: capabilities(caps),
 	}
 	sources, err := w.NewSource(j.target)
@@ -184,9 +184,14 @@ func (w *Worker) prepare(ctx context.Context, j job) (*lifeboatv1.Manifest, erro
 	}
 	m.UploadedAt = timestamppb.New(w.Clock())
 	var rot []string
-	if m.Verification, rot, err = w.readBack(ctx, read); err != nil {
+	err = w.stage(ctx, j, stageReadBack, func(ctx context.Context) (err error) {
+		m.Verification, rot, err = w.readBack(ctx, read)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
+	w.metrics.verified.WithLabelValues(string(j.work), j.target.Name).Add(float64(m.GetVerification().GetBytes()))
 	for _, p := range read {
 		if err := p.told(); err != nil {
 			return nil, err
@@ -267,8 +272,8 @@ func (w *Worker) committed(ctx context.Context, j job, m *lifeboatv1.Manifest) e
 	if err := w.tellWorries(ctx, j, m); err != nil {
 		return err
 	}
-	w.metrics.bytes.WithLabelValues(m.GetTarget(), "raw").Set(float64(m.GetData().GetRaw().GetBytes()))
-	w.metrics.bytes.WithLabelValues(m.GetTarget(), "stored").Set(float64(m.GetData().GetStored().GetBytes()))
+	w.metrics.bytes.WithLabelValues(m.GetTarget(), formRaw).Set(float64(m.GetData().GetRaw().GetBytes()))
+	w.metrics.bytes.WithLabelValues(m.GetTarget(), formStored).Set(float64(m.GetData().GetStored().GetBytes()))
 	w.Logger.InfoContext(ctx, "committed a snapshot", slog.String("target", m.GetTarget()),
 		slog.String("snapshot_id", m.GetId()), slog.Int64("raw_bytes", m.GetData().GetRaw().GetBytes()),
 		slog.Int64("stored_bytes", m.GetData().GetStored().GetBytes()), slog.Duration("took", took))
@@ -280,13 +285,6 @@ func (w *Worker) passed(j job, took time.Duration) {
 	w.metrics.ended.WithLabelValues(work, j.target.Name, "passed").Inc()
 	w.metrics.seconds.WithLabelValues(work, j.target.Name).Observe(took.Seconds())
 	w.metrics.lastSuccess.WithLabelValues(work, j.target.Name).Set(float64(w.Clock().Unix()))
-}
-
-func traceID(ctx context.Context) string {
-	if sc := trace.SpanContextFromContext(ctx); sc.HasTraceID() {
-		return sc.TraceID().String()
-	}
-	return ""
 }
 
 // kinds are the configuration's words for the manifest's.

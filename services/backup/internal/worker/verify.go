@@ -38,13 +38,15 @@ func (w *Worker) verifyStored(ctx context.Context, j job) error {
 		return err
 	}
 	v := &verification{Worker: w, job: j, ids: ids}
-	if err = v.in(ctx, w.Objects, w.Catalog, ""); err != nil {
-		return err
-	}
-	if w.Copy != nil {
-		if err = v.in(ctx, w.Copy.Objects, w.Copy.Catalog, "in the second bucket, "); err != nil {
-			return err
+	err = w.stage(ctx, j, stageRead, func(ctx context.Context) error {
+		failed := v.in(ctx, w.Objects, w.Catalog, "")
+		if failed == nil && w.Copy != nil {
+			failed = v.in(ctx, w.Copy.Objects, w.Copy.Catalog, "in the second bucket, ")
 		}
+		return failed
+	})
+	if err != nil {
+		return err
 	}
 	e := &lifeboatv1.Event{
 		Id: "verify.passed." + j.id, Noun: "verify", Verb: "passed", Target: j.target.Name, JobId: j.id, RequestedBy: j.requestedBy(),
@@ -88,12 +90,14 @@ func (v *verification) in(ctx context.Context, o Objects, c *catalog.Catalog, wh
 	if err != nil {
 		return err
 	}
+	bytes := v.metrics.verified.WithLabelValues(string(v.job.work), v.job.target.Name)
+	read := func(n int64) { bytes.Add(float64(n)) }
 	seen := map[string]result{} // snapshots of an unchanged source share their data
 	for _, m := range manifests {
 		key := dataKeys(m)
 		r, ok := seen[key]
 		if !ok {
-			r.method, r.err = VerifySnapshot(ctx, o, m, v.ids, nil)
+			r.method, r.err = VerifySnapshot(ctx, o, m, v.ids, read)
 			seen[key] = r
 		}
 		if err := v.found(ctx, c, m, r, where); err != nil {

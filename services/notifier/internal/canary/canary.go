@@ -22,10 +22,12 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
@@ -194,6 +196,9 @@ func (c *Canaries) send(ctx context.Context, t *timetable, now time.Time) error 
 	c.mu.Unlock()
 	if !known {
 		n := notification(t.receiver, tick, now)
+		var span trace.Span
+		ctx, span = tracing.Start(tracing.Note(ctx, slog.String("receiver", name)), "canary")
+		defer span.End()
 		seq, err := c.o.Bus.Publish(ctx, bus.Outgoing{Subject: bus.SubjectReceived, Message: n, ID: n.GetId()})
 		if err != nil {
 			return fmt.Errorf("publishing canary %s: %w", n.GetId(), err)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/fleettest/natstest"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/budget"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/deliver"
@@ -52,6 +54,8 @@ type lab struct {
 	broken string
 	// refuses makes NATS refuse so many states of groups.
 	refuses atomic.Int64
+	// tracer makes the spans of the notifiers; nil: nobody does.
+	tracer trace.Tracer
 }
 
 func newLab(t *testing.T, notifier string) *lab {
@@ -139,6 +143,9 @@ func (l *lab) run(actor string) (stop func()) {
 		Budgets: budget.New(budget.Options{Store: b, Now: l.now, Logger: log, Registerer: reg}),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
+	if l.tracer != nil {
+		ctx = tracing.With(ctx, l.tracer)
+	}
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()
 	stop = sync.OnceFunc(func() {

@@ -9,9 +9,11 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
@@ -19,6 +21,7 @@ import (
 type heldGroup struct {
 	deliveries []*lifeboatv1.Delivery
 	seqs       []uint64
+	traces     []trace.SpanContext
 	stored     time.Time
 }
 
@@ -53,6 +56,7 @@ func (d *Deliverer) release(ctx context.Context, c *compiled, receiver string) e
 			order = append(order, name)
 		}
 		g.deliveries, g.seqs = append(g.deliveries, out), append(g.seqs, m.Seq)
+		g.traces = append(g.traces, it.trace)
 		return nil
 	})
 	if err != nil {
@@ -98,6 +102,9 @@ const maxBack = 400 << 10
 // which came and went is known for that.
 func (d *Deliverer) bringBack(ctx context.Context, g *heldGroup) error {
 	last := g.deliveries[len(g.deliveries)-1]
+	goesOn := g.traces[len(g.traces)-1]
+	ctx, span := tracing.Start(tracing.In(ctx, goesOn), "bring back", trace.WithLinks(tracing.Links(goesOn, g.traces...)...))
+	defer span.End()
 	frame := withAlerts(last, nil)
 	frame.HeldUntil, frame.Mentions = nil, nil
 	if held := slices.Concat(last.GetMuteTimeIntervals(), last.GetActiveTimeIntervals()); len(held) > 0 {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/render"
@@ -21,10 +23,13 @@ type item struct {
 	data    []byte
 	// received is when the alert was, stored when this delivery was.
 	received, stored time.Time
-	critical         bool
-	alerts           int
-	attempt          int64
-	head             bool
+	// trace is the delivery's, target the backup target that all its alerts name.
+	trace    trace.SpanContext
+	target   string
+	critical bool
+	alerts   int
+	attempt  int64
+	head     bool
 	// alone is for one that a digest could not carry.
 	alone bool
 	// failed is how often the chat did not take it, aside until when others go first because of that, and suspect that others were
@@ -50,6 +55,7 @@ func newItem(m *bus.Message) (*item, *lifeboatv1.Delivery, error) {
 	it := &item{
 		seq: m.Seq, id: d.GetId(), group: groupOf(d), subject: m.Subject, data: m.Data, stored: m.Stored, received: m.Stored,
 		critical: render.Critical(d.GetNotification().GetAlerts()), alerts: len(d.GetNotification().GetAlerts()), attempt: max(m.Attempt, 1),
+		trace: m.Trace(), target: target(d.GetNotification().GetAlerts()),
 	}
 	if it.id == "" { // a person published it
 		it.id = m.ID()

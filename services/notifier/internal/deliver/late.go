@@ -66,7 +66,7 @@ func (t *turn) handOn(ctx context.Context, it *item, why string) (done bool, err
 	if slices.Contains(d.GetHandedFrom(), to) {
 		return false, nil
 	}
-	ctx = context.WithoutCancel(ctx)
+	ctx = context.WithoutCancel(it.in(ctx))
 	if err := t.noteHanded(ctx, it.group, d.GetNotification().GetAlerts(), to); err != nil {
 		return false, err
 	}
@@ -91,10 +91,10 @@ func (t *turn) handOn(ctx context.Context, it *item, why string) (done bool, err
 
 // bury makes a delivery that is not the head a dead letter. The letter is stored first, under an id that a second try has as well.
 func (t *turn) bury(ctx context.Context, it *item, reason string, why error) error {
-	ctx = context.WithoutCancel(ctx)
+	ctx = context.WithoutCancel(it.in(ctx))
 	m := &bus.Message{Subject: it.subject, Data: it.data, Seq: it.seq, Stored: it.stored, Attempt: it.attempt}
 	err := t.d.o.Bus.DeadLetter(ctx, reason, &lifeboatv1.DeadLetter{
-		Id: m.DeadID(), Subject: m.Subject, Payload: m.Data, Reason: why.Error(), Attempts: it.attempt,
+		Id: m.DeadID(), Subject: m.Subject, Payload: m.Data, Reason: why.Error(), Attempts: it.attempt, Headers: bus.TraceHeader(it.trace),
 	})
 	if err != nil {
 		return fmt.Errorf("storing a dead letter: %w", err)

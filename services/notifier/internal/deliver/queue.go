@@ -9,6 +9,7 @@ import (
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/budget"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/notice"
@@ -79,6 +80,7 @@ func (q *queue) handle(ctx context.Context, m *bus.Message) (err error) {
 		return err
 	}
 	t.head.head, t.head.decoded = true, d
+	ctx = tracing.Note(ctx, slog.String("receiver", q.name), slog.String("delivery_id", t.head.id), slog.String("target", t.head.target))
 	if m.Delivery > 1 {
 		q.doubted = q.d.o.Now()
 	}

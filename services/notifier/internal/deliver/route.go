@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/render"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/route"
@@ -28,6 +30,7 @@ func (d *Deliverer) route(ctx context.Context, m *bus.Message) error {
 	if err := bus.Decode(m.Data, n); err != nil {
 		return bus.Terminal("malformed", fmt.Errorf("decoding notification: %w", err))
 	}
+	ctx = tracing.Note(ctx, slog.String("notification_id", n.GetId()), slog.String("target", target(n.GetAlerts())))
 	c, err := d.current()
 	if err != nil {
 		return err

@@ -9,10 +9,13 @@ import (
 	"strconv"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/budget"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/fold"
@@ -38,6 +41,17 @@ type told struct {
 // do folds a unit into what its groups' receivers know, sends what is news, and settles its deliveries. A busyError: there is no
 // room, and nothing was done. A chatError: the chat did not take it.
 func (t *turn) do(ctx context.Context, u unit) error {
+	ctx, span := t.begin(ctx, u)
+	err := t.done(ctx, u)
+	if _, busy := errors.AsType[*busyError](err); busy { // which is no failure
+		span.End()
+		return err
+	}
+	tracing.End(span, err)
+	return err
+}
+
+func (t *turn) done(ctx context.Context, u unit) error {
 	all, err := t.fold(ctx, u)
 	if err != nil {
 		return err
@@ -341,7 +355,12 @@ func (t *turn) sendPart(ctx context.Context, n notice.Notice, before notice.Ref)
 	// A stop waits for the answer: a message whose answer was not waited for would be sent twice.
 	attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTimeout)
 	defer cancel()
+	attempt, span := tracing.Start(attempt, "send", trace.WithSpanKind(trace.SpanKindClient))
+	if span.IsRecording() {
+		span.SetAttributes(attribute.String("lifeboat.receiver", t.name), attribute.String("lifeboat.chat", t.receiver.Kind()))
+	}
 	ref, err := t.sender.Send(attempt, n, before, take)
+	tracing.End(span, err)
 	// What the chat answered counts more than this: a budget that is a second off does no harm, and a chat that hangs must be known to.
 	if late := t.d.o.Budgets.Late(context.WithoutCancel(ctx), t.key, t.rule, begun, t.d.o.Now()); late != nil {
 		t.d.o.Logger.WarnContext(ctx, "could not count when a message was sent", slog.String("receiver", t.name), slog.Any("err", late))

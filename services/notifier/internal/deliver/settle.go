@@ -43,7 +43,7 @@ func (t *turn) settle(ctx context.Context, u unit, g *told) error {
 	both.SetLimit(atOnce)
 	both.Go(func() error { return t.write(ctx, g, handed) })
 	for i := range events {
-		both.Go(func() error { return t.record(ctx, g.items[i], events[i], kind(u)) })
+		both.Go(func() error { return t.record(u.of(ctx, g.items[i]), g.items[i], events[i], kind(u)) })
 	}
 	if err := both.Wait(); err != nil {
 		return err

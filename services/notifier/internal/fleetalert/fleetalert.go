@@ -28,6 +28,7 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/amclient"
 )
 
 const (
@@ -70,7 +71,7 @@ type Alerts struct {
 func New(o Options) *Alerts {
 	return &Alerts{
 		o: o, metrics: newMetrics(o.Registerer), state: newState(),
-		http: &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, IdleConnTimeout: time.Minute}},
+		http: amclient.New(func() config.Alertmanager { return o.Config().Alertmanager }),
 		told: map[string]time.Time{}, held: map[string]time.Time{},
 	}
 }
@@ -156,7 +157,7 @@ func (a *Alerts) take(ctx context.Context, m *bus.Message) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.state.apply(m.Seq, m.Stored, e)
+	a.state.apply(m.Seq, m.Stored, e, m.Trace())
 }
 
 // raise tells every Alertmanager what fires and what just ended, or the routes when none of them listens.
@@ -254,7 +255,7 @@ func (a *Alerts) direct(ctx context.Context, alerts []Alert, now time.Time) erro
 			continue
 		}
 		n := notification(al, now)
-		all = append(all, bus.Outgoing{Subject: bus.SubjectReceived, Message: n, ID: n.GetId()})
+		all = append(all, bus.Outgoing{Subject: bus.SubjectReceived, Message: n, ID: n.GetId(), Trace: al.Trace})
 		keys = append(keys, al.key())
 	}
 	if len(all) == 0 {

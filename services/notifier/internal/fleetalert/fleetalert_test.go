@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -98,7 +99,7 @@ func TestAlertsAreDerivedFromTheLastEvents(t *testing.T) {
 			s := newState()
 			for range 2 { // an event that comes again changes nothing
 				for i, st := range c.steps {
-					s.apply(uint64(i+1), t0, event(st.noun, st.verb, "etcd-prod", st.minute))
+					s.apply(uint64(i+1), t0, event(st.noun, st.verb, "etcd-prod", st.minute), trace.SpanContext{})
 				}
 			}
 			var got []string
@@ -121,8 +122,8 @@ func TestAlertsAreDerivedFromTheLastEvents(t *testing.T) {
 func TestATargetThatWasTakenOutIsNoAlert(t *testing.T) {
 	t.Parallel()
 	s := newState()
-	s.apply(1, t0, event("snapshot", "failed", "old", 1))
-	s.apply(2, t0, event("job", "rejected", "old", 1))
+	s.apply(1, t0, event("snapshot", "failed", "old", 1), trace.SpanContext{})
+	s.apply(2, t0, event("job", "rejected", "old", 1), trace.SpanContext{})
 	cfg := &config.Config{Targets: []config.Target{{Name: "new"}}}
 	alerts := s.alerts(at(2), cfg)
 	require.Len(t, alerts, 1)
@@ -235,7 +236,7 @@ func TestEveryAlertmanagerGetsThePostAndOneThatAnswersIsEnough(t *testing.T) {
 		Registerer: prometheus.NewRegistry(), Now: time.Now,
 	})
 	defer a.http.CloseIdleConnections()
-	a.state.apply(1, time.Now(), event("drill", "failed", "x", 1))
+	a.state.apply(1, time.Now(), event("drill", "failed", "x", 1), trace.SpanContext{})
 	a.raise(t.Context())
 	assert.Equal(t, map[string]int{"broken /api/v2/alerts": 1, "good /am/api/v2/alerts": 1, "partial /api/v2/alerts": 1}, posts)
 	assert.Empty(t, s.notifications())
@@ -251,7 +252,7 @@ func TestADrillsAlertSaysWhatFailedAndWhatToDo(t *testing.T) {
 	e.Message = "The drill of snapshot s of etcd-prod failed in the phase compare: the restored data differs: keys is 2 and should be 3.\n" +
 		"What to do: keep the snapshot."
 	s := newState()
-	s.apply(1, t0, e)
+	s.apply(1, t0, e, trace.SpanContext{})
 	alerts := s.alerts(at(2), &config.Config{Notifier: config.Notifier{
 		Runbooks: config.Runbooks{BaseURL: "https://runbooks.example.com", Suffix: ".md"},
 	}})
@@ -259,7 +260,7 @@ func TestADrillsAlertSaysWhatFailedAndWhatToDo(t *testing.T) {
 	assert.Equal(t, "Restore drill of etcd-prod failed", alerts[0].Annotations["summary"])
 	assert.Equal(t, e.GetMessage(), alerts[0].Annotations["description"])
 	assert.Equal(t, "https://runbooks.example.com/lifeboat-drill-failed.md", alerts[0].Annotations["runbook_url"])
-	s.apply(2, t0, event("drill", "escrow-failed", "etcd-prod", 3))
+	s.apply(2, t0, event("drill", "escrow-failed", "etcd-prod", 3), trace.SpanContext{})
 	alerts = s.alerts(at(4), &config.Config{Notifier: config.Notifier{Runbooks: config.Runbooks{BaseURL: "https://runbooks.example.com"}}})
 	require.Len(t, alerts, 2)
 	assert.Equal(t, "https://runbooks.example.com/lifeboat-escrow-drill-failed", alerts[1].Annotations["runbook_url"])

@@ -8,8 +8,11 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/runbook"
 )
@@ -69,6 +72,8 @@ type Alert struct {
 	StartsAt            time.Time
 	// EndsAt is when it ended, or when it will end by itself; zero for one that fires until something happens.
 	EndsAt time.Time
+	// Trace is that of the event which began or ended it; it goes on with the alert.
+	Trace trace.SpanContext
 }
 
 // key names an alert in one of its states.
@@ -87,12 +92,14 @@ type pair struct {
 	badSeq, goodSeq  uint64
 	since, bad, good time.Time
 	message          string
+	badTrace         trace.SpanContext
+	goodTrace        trace.SpanContext
 }
 
 func newState() *state { return &state{pairs: map[pairKey]*pair{}} }
 
 // apply takes an event. One that was applied already changes nothing.
-func (s *state) apply(seq uint64, stored time.Time, e *lifeboatv1.Event) {
+func (s *state) apply(seq uint64, stored time.Time, e *lifeboatv1.Event, sc trace.SpanContext) {
 	at := stored
 	if e.GetTime() != nil {
 		at = e.GetTime().AsTime()
@@ -108,14 +115,14 @@ func (s *state) apply(seq uint64, stored time.Time, e *lifeboatv1.Event) {
 			p = &pair{rule: r, target: target}
 			s.pairs[k] = p
 		}
-		p.apply(seq, at, e)
+		p.apply(seq, at, e, sc)
 	}
 }
 
-func (p *pair) apply(seq uint64, at time.Time, e *lifeboatv1.Event) {
+func (p *pair) apply(seq uint64, at time.Time, e *lifeboatv1.Event, sc trace.SpanContext) {
 	if e.GetVerb() == p.rule.good {
 		if seq > p.goodSeq {
-			p.goodSeq, p.good = seq, at
+			p.goodSeq, p.good, p.goodTrace = seq, at, sc
 		}
 		return
 	}
@@ -129,7 +136,7 @@ func (p *pair) apply(seq uint64, at time.Time, e *lifeboatv1.Event) {
 	if !again {
 		p.since = at
 	}
-	p.badSeq, p.bad, p.message = seq, at, e.GetMessage()
+	p.badSeq, p.bad, p.message, p.badTrace = seq, at, e.GetMessage(), sc
 }
 
 // alerts are those that fire now and those that ended a short while ago, in a stable order.
@@ -148,12 +155,12 @@ func (p *pair) alert(now time.Time, cfg *config.Config) (Alert, bool) {
 	if p.badSeq == 0 || p.gone(cfg) {
 		return Alert{}, false
 	}
-	a := Alert{Name: p.rule.alert, Target: p.target, StartsAt: p.since}
+	a := Alert{Name: p.rule.alert, Target: p.target, StartsAt: p.since, Trace: p.badTrace}
 	if p.rule.lasts > 0 {
 		a.EndsAt = p.bad.Add(p.rule.lasts)
 		a.Firing = now.Before(a.EndsAt)
 	} else if a.Firing = p.badSeq > p.goodSeq; !a.Firing {
-		a.EndsAt = p.good
+		a.EndsAt, a.Trace = p.good, p.goodTrace
 	}
 	if !a.Firing && now.Sub(a.EndsAt) >= resolvedFor {
 		return Alert{}, false
@@ -169,6 +176,7 @@ func (p *pair) alert(now time.Time, cfg *config.Config) (Alert, bool) {
 	if link := runbook.Link(cfg.Notifier.Runbooks, a.Name, nil); link != "" {
 		a.Annotations[runbook.Annotation] = link
 	}
+	a.Annotations[tracing.Header] = tracing.Text(a.Trace) // which comes back with the webhook
 	maps.DeleteFunc(a.Annotations, func(_, v string) bool { return v == "" })
 	return a, true
 }

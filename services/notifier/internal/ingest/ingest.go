@@ -15,9 +15,11 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
@@ -89,16 +91,25 @@ func (h *Handlers) endpoint(name string, parse parser, say answer) http.Handler 
 	seconds := h.metrics.seconds.WithLabelValues(name)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begin := h.o.Now()
-		alerts, ids, no := h.take(r, parse)
+		ctx, span := traced(r.Context(), r, name)
+		alerts, ids, no := h.take(r.WithContext(ctx), parse)
 		code := http.StatusOK
 		if no != nil {
 			code = no.code
-			h.o.Logger.WarnContext(r.Context(), "webhook refused", slog.String("endpoint", name), slog.Int("code", code), slog.Any("err", no.err))
+			h.o.Logger.WarnContext(ctx, "webhook refused", slog.String("endpoint", name), slog.Int("code", code), slog.Any("err", no.err))
 			if code == http.StatusMethodNotAllowed {
 				w.Header().Set("Allow", http.MethodPost)
 			}
 		}
 		say(w, alerts, ids, no)
+		if span.IsRecording() {
+			span.SetAttributes(attribute.Int("http.response.status_code", code), attribute.Int("lifeboat.alerts", alerts))
+		}
+		var refused error
+		if no != nil {
+			refused = no.err
+		}
+		tracing.End(span, refused)
 		h.metrics.requests.WithLabelValues(name, strconv.Itoa(code)).Inc()
 		seconds.Observe(h.o.Now().Sub(begin).Seconds())
 	})
@@ -128,7 +139,11 @@ func (h *Handlers) take(r *http.Request, parse parser) (alerts int, ids []string
 		for i := range n.alerts {
 			counts[n.alerts[i].status]++
 		}
-		all = append(all, split(n)...)
+		goesOn := n.trace(r.Context())
+		for _, part := range split(n) {
+			part.Trace = goesOn
+			all = append(all, part)
+		}
 	}
 	if no := h.store(r.Context(), all); no != nil {
 		return 0, nil, no

@@ -114,14 +114,18 @@ type Emitter struct {
 	until time.Time
 	// unconfirmed are the entries to ask workers about, by target.
 	unconfirmed map[string]question
+	// shown is what the metrics tell of the entries that somebody works on.
+	shown map[*entry]shown
 }
 
 // New returns an emitter.
 func New(o Options) *Emitter {
-	return &Emitter{
+	e := &Emitter{
 		Options: o, metrics: newMetrics(o.Registerer), wake: make(chan struct{}, 1), ask: make(chan struct{}, 1),
-		known: map[key]*entry{}, unconfirmed: map[string]question{},
+		known: map[key]*entry{}, unconfirmed: map[string]question{}, shown: map[*entry]shown{},
 	}
+	o.Registerer.MustRegister(newCollector(e))
+	return e
 }
 
 func (e *Emitter) loaded() {
@@ -216,6 +220,7 @@ func (e *Emitter) take() (*entry, time.Duration) {
 }
 
 func (e *Emitter) takes(en *entry) *entry {
+	e.shown[en] = en.show()
 	en.taken = true
 	if en.told != nil {
 		en.known, en.told = en.told, nil
@@ -246,6 +251,7 @@ func (e *Emitter) put(en *entry, failed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	en.taken = false
+	delete(e.shown, en)
 	if !e.wanted(en) || en.gone {
 		return
 	}

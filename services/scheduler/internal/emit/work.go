@@ -7,11 +7,13 @@ import (
 	"log/slog"
 	"time"
 
-	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
@@ -22,6 +24,7 @@ var errCrowded = errors.New("others write the schedule's state all the time")
 
 // work does everything that an entry owes now.
 func (e *Emitter) work(ctx context.Context, en *entry) {
+	ctx = tracing.Note(ctx, slog.String("target", en.key.target), slog.String("schedule", en.key.schedule))
 	err := e.turns(ctx, en)
 	if err != nil && ctx.Err() == nil {
 		e.Logger.WarnContext(ctx, "could not work on a schedule, trying again", slog.String("target", en.key.target),
@@ -167,9 +170,16 @@ func (e *Emitter) decline(ctx context.Context, en *entry, d verdict) (err error)
 }
 
 // emit stores a decision and its job in one transaction.
-func (e *Emitter) emit(ctx context.Context, en *entry, d verdict, now time.Time) error {
-	ctx, span := otel.Tracer("lifeboat/scheduler").Start(ctx, "tick "+en.key.target+" "+en.key.schedule)
-	defer span.End()
+func (e *Emitter) emit(ctx context.Context, en *entry, d verdict, now time.Time) (err error) {
+	ctx, span := tracing.Start(ctx, "tick", trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindProducer))
+	defer func() { tracing.End(span, err) }()
+	if span.IsRecording() {
+		span.SetAttributes(
+			attribute.String("lifeboat.target", en.key.target), attribute.String("lifeboat.schedule", en.key.schedule),
+			attribute.String("lifeboat.work", string(en.spec.Work)), attribute.String("lifeboat.tick", stamp(d.emit)),
+			attribute.Float64("lifeboat.late_seconds", now.Sub(d.emit).Seconds()),
+		)
+	}
 	s := en.state(d, now)
 	seq, err := e.Bus.PutStateWith(ctx, en.put(s), bus.Outgoing{
 		Subject: bus.JobSubject(en.spec.Work, en.key.target),
@@ -180,6 +190,7 @@ func (e *Emitter) emit(ctx context.Context, en *entry, d verdict, now time.Time)
 	}
 	e.written(en, s, seq)
 	e.metrics.emitted.WithLabelValues(en.key.schedule).Inc()
+	e.Logger.DebugContext(ctx, "emitted a tick", slog.String("tick", stamp(d.emit)))
 	return nil
 }
 

@@ -24,6 +24,9 @@ type record struct {
 	exceeded, met uint64
 	// due is when the target is judged next.
 	due int64
+	// ended is how each work of works() ended last, and proof what the last drill that passed has shown.
+	ended [worksKept]ends
+	proof proof
 	// place is where the record stands in the queue; -1: it does not.
 	place int32
 	// sure: good is what this stream or a worker told, so that a target without one has none.

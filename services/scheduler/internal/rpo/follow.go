@@ -15,10 +15,7 @@ import (
 func (w *Watch) follow(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := w.Bus.Follow(ctx, bus.Follower{
-			Stream: bus.StreamEvents,
-			Filters: []string{
-				bus.EventSubject("snapshot", "committed", "*"), bus.EventSubject("rpo", "*", "*"), bus.EventSubject("target", "added", "*"),
-			},
+			Stream: bus.StreamEvents, Filters: heard(),
 			Message: func(_ context.Context, m *bus.Message) { w.hear(m) }, Reset: w.reset, CaughtUp: w.begin,
 		})
 		if err == nil {
@@ -81,15 +78,26 @@ func (w *Watch) hear(m *bus.Message) {
 	}
 	about, target := parts[2]+"."+parts[3], parts[4]
 	var began int64
+	var shown proof
+	proven := false
 	switch about {
 	case "snapshot.committed":
 		began = beganAt(m)
 	case "target.added":
 		began = seenAt(m)
+	case "drill.passed":
+		shown, proven = proofOf(m.Data)
 	}
+	end, ended := resultOf(about)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r := w.book.record(target)
+	if ended {
+		r.ended[end.work].note(end.good, m.Stored)
+	}
+	if proven {
+		r.proof = shown
+	}
 	var contradict time.Duration
 	switch about {
 	case "snapshot.committed":

@@ -18,11 +18,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
+	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
@@ -67,6 +69,7 @@ type Watch struct {
 	Options
 	// kick ends the loop's sleep, ask the asker's.
 	kick, ask chan struct{}
+	descs     descs
 
 	mu       sync.Mutex
 	book     *book
@@ -78,7 +81,7 @@ type Watch struct {
 
 // New returns a watch.
 func New(o Options) *Watch {
-	w := &Watch{Options: o, kick: make(chan struct{}, 1), ask: make(chan struct{}, 1), book: newBook()}
+	w := &Watch{Options: o, kick: make(chan struct{}, 1), ask: make(chan struct{}, 1), book: newBook(), descs: newDescs()}
 	o.Registerer.MustRegister(w)
 	return w
 }
@@ -114,7 +117,7 @@ func (w *Watch) now() int64 { return w.Now().UnixNano() }
 // round says everything that is due and returns how long nothing more will be.
 func (w *Watch) round(ctx context.Context) time.Duration {
 	for {
-		due, sleep := w.due()
+		due, sleep := w.due(ctx)
 		if len(due) == 0 {
 			return sleep
 		}
@@ -134,7 +137,7 @@ func (w *Watch) round(ctx context.Context) time.Duration {
 }
 
 // due are the next events to store; when there are none, how long to sleep.
-func (w *Watch) due() (events []bus.Outgoing, sleep time.Duration) {
+func (w *Watch) due(ctx context.Context) (events []bus.Outgoing, sleep time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := w.now()
@@ -152,7 +155,7 @@ func (w *Watch) due() (events []bus.Outgoing, sleep time.Duration) {
 		}
 		v, next := r.judge(now)
 		if v != silent {
-			events = append(events, w.event(r, v, now))
+			events = append(events, w.event(ctx, r, v, now))
 			// The audit log's echo plans anew, and comes long before.
 			next = now + int64(maxSleep)
 		} else {
@@ -241,7 +244,7 @@ func signal(c chan struct{}) {
 }
 
 // event says a verdict. Replicas that see the same thing make an event with the same id.
-func (w *Watch) event(r *record, v verdict, now int64) bus.Outgoing {
+func (w *Watch) event(ctx context.Context, r *record, v verdict, now int64) bus.Outgoing {
 	e := &lifeboatv1.Event{Target: r.name, Actor: w.Bus.Actor(), RequestedBy: "scheduler", Time: timestamppb.New(time.Unix(0, now))}
 	if v == sayAdded {
 		e.Noun, e.Verb, e.Id = "target", "added", "target.added."+r.name
@@ -262,7 +265,16 @@ func (w *Watch) event(r *record, v verdict, now int64) bus.Outgoing {
 		e.Id = fmt.Sprintf("rpo.%s.%s.%d.%d", e.GetVerb(), r.name, r.since(), max(r.exceeded, r.met))
 		e.Attributes = map[string]string{"age_seconds": fmt.Sprintf("%.0f", age.Seconds()), "rpo_seconds": fmt.Sprintf("%.0f", r.rpo.Seconds())}
 	}
-	return bus.Outgoing{Subject: bus.EventSubject(e.GetNoun(), e.GetVerb(), r.name), Message: e, ID: e.GetId()}
+	// Here the trace of an alert begins that comes of it.
+	ctx, span := tracing.Start(ctx, e.GetNoun()+" "+e.GetVerb())
+	defer span.End()
+	if span.IsRecording() {
+		span.SetAttributes(attribute.String("lifeboat.target", r.name))
+	}
+	e.TraceId = tracing.ID(ctx)
+	return bus.Outgoing{
+		Subject: bus.EventSubject(e.GetNoun(), e.GetVerb(), r.name), Message: e, ID: e.GetId(), Trace: tracing.Of(ctx),
+	}
 }
 
 func exceededText(r *record, age time.Duration, since time.Time) string {

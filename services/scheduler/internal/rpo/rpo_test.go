@@ -393,7 +393,9 @@ func ages(t *testing.T, r *replica) map[string]float64 {
 	require.NoError(t, err)
 	all := map[string]float64{}
 	for _, f := range families {
-		require.Equal(t, "lifeboat_snapshot_age_seconds", f.GetName())
+		if f.GetName() != "lifeboat_snapshot_age_seconds" {
+			continue
+		}
 		for _, m := range f.GetMetric() {
 			all[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
 		}

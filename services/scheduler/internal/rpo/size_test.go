@@ -81,7 +81,7 @@ func TestManyTargetsCostLittle(t *testing.T) {
 
 	allocations := testing.AllocsPerRun(100, func() {
 		*now = now.Add(time.Millisecond)
-		if events, sleep := w.due(); len(events) > 0 || sleep < time.Second {
+		if events, sleep := w.due(context.Background()); len(events) > 0 || sleep < time.Second {
 			t.Fatal("something is due")
 		}
 	})
@@ -104,7 +104,7 @@ func BenchmarkIdleMinute(b *testing.B) {
 	for b.Loop() {
 		for range int(time.Minute / maxSleep) {
 			*now = now.Add(time.Microsecond)
-			w.due()
+			w.due(context.Background())
 		}
 	}
 	b.ReportMetric(many, "targets")
@@ -128,6 +128,20 @@ func BenchmarkStart(b *testing.B) {
 	w, now := fleet(b)
 	for b.Loop() {
 		w.planAll(now.UnixNano())
-		w.due()
+		w.due(context.Background())
 	}
+}
+
+// BenchmarkScrape is what is gathered of all targets when somebody scrapes, each with five series.
+func BenchmarkScrape(b *testing.B) {
+	w, _ := fleet(b)
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(w)
+	b.ReportAllocs()
+	for b.Loop() {
+		families, err := reg.Gather()
+		require.NoError(b, err)
+		require.Len(b, families, 5)
+	}
+	b.ReportMetric(5*many, "series")
 }
