@@ -6,8 +6,16 @@ SHELL := /usr/bin/env bash
 MODULES := proto fleet services/scheduler services/backup services/notifier cli tests
 # What `make run` and `make demo` back up. KINDS=etcd needs no server to be built.
 KINDS ?= etcd consul nomad
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS := -s -w -X github.com/lifeboat-fleet/lifeboat/fleet/service.version=$(VERSION)
+# Asked once: a commit that comes while make runs does not make the parts of a release differ.
+VERSION := $(or $(VERSION),$(shell git describe --tags --always --dirty 2>/dev/null || echo dev))
+COMMIT := $(or $(COMMIT),$(shell git rev-parse HEAD 2>/dev/null))
+# The commit's date, not the build's: two builds of one commit are the same bytes.
+DATE := $(or $(DATE),$(shell TZ=UTC0 git show -s --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ HEAD 2>/dev/null))
+STAMP := github.com/lifeboat-fleet/lifeboat/fleet/service
+LDFLAGS := -s -w -X $(STAMP).version=$(VERSION) -X $(STAMP).commit=$(COMMIT) -X $(STAMP).date=$(DATE)
+DIST ?= dist
+# tools/dist, tools/images and tools/sbom take these from the environment.
+export VERSION COMMIT DATE DIST
 comma := ,
 empty :=
 space := $(empty) $(empty)
@@ -31,13 +39,28 @@ demo: .bin/lifeboat ## The same without a person: everything happens once, and a
 
 .PHONY: test
 test: ## Every test but the slow ones; builds the real servers on first use
-	@tools/build consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl
+	@tools/build consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl promtool
 	@for m in $(MODULES); do echo "== $$m"; (cd $$m && go test -race -p 1 -timeout 15m ./...); done
 
 .PHONY: e2e
 e2e: ## The slow tests: the whole demo on real Consul and Nomad, and services killed as processes
-	@tools/build consul nomad alertmanager nats-server etcd etcdctl etcdutl
+	@tools/build syft goreleaser consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl docker-compose versitygw nats promtool
 	@cd tests && go test -tags e2e -count 1 -p 1 -timeout 30m -v ./...
+
+.PHONY: e2e-release
+e2e-release: ## Images on a Docker engine of the tests' own (as root), bills of materials, and GoReleaser's configuration
+	@tools/build etcd syft goreleaser
+	@cd tests && go test -tags e2e -count 1 -timeout 20m -v ./release
+
+.PHONY: e2e-nomad
+e2e-nomad: ## The Nomad jobs on a real Nomad and Consul (as root): README's commands, the walk, changes under way, a rolling update
+	@tools/build consul nomad alertmanager nats-server
+	@cd tests && go test -tags e2e -count 1 -timeout 20m -v ./nomad
+
+.PHONY: e2e-compose
+e2e-compose: ## README's chapter on compose, walked on a Docker engine (its own, if there is none and this is root)
+	@tools/build docker-compose versitygw nats consul nomad alertmanager amtool nats-server etcd
+	@cd tests && go test -tags e2e -count 1 -timeout 20m -v ./compose
 
 .PHONY: chaos
 chaos: ## Some five minutes of faults of every part of a fleet, and an account of every tick (CHAOS_SEED=n repeats a choice of faults)
@@ -93,13 +116,41 @@ generate: ## Generate the Go code of the contracts
 	@tools/build buf protoc-gen-go
 	@cd proto && ../.bin/buf generate
 
+.PHONY: metrics
+metrics: ## Write docs/metrics.md from what the services register
+	@cd cli && go test ./internal/metricsdoc -timeout 60s -run TestTable -update
+
 .PHONY: tools
 tools: ## Build every tool and server into .bin/
-	@tools/build consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl golangci-lint buf protoc-gen-go
+	@tools/build consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl golangci-lint buf protoc-gen-go promtool
 
 .PHONY: build
 build: .bin/lifeboat ## Build the binaries into .bin/
 	@for s in scheduler backup notifier; do (cd services/$$s && CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o ../../.bin/lifeboat-$$s .); done
+
+.PHONY: print-version
+print-version: ## The version that binaries and images are stamped with
+	@echo $(VERSION)
+
+.PHONY: dist
+dist: ## Build the binaries of a release into dist/: static, stamped, and the same bytes wherever they are built
+	@tools/dist $(DIST)
+
+.PHONY: images
+images: dist ## Build every image from scratch with the Docker engine at hand, and etcd's: lifeboat-fleet/NAME:VERSION
+	@tools/build etcd
+	@tools/images
+
+.PHONY: sbom
+sbom: dist ## What is linked into each binary of dist/, as CycloneDX: dist/NAME.cdx.json
+	@tools/build syft
+	@tools/sbom $(DIST)
+
+.PHONY: release-check
+release-check: ## Check .goreleaser.yaml, and build this platform's binaries from it without publishing
+	@tools/build goreleaser
+	@.bin/goreleaser check
+	@.bin/goreleaser build --snapshot --clean --single-target
 
 .PHONY: .bin/lifeboat
 .bin/lifeboat:

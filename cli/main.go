@@ -7,7 +7,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lifeboat-fleet/lifeboat/cli/internal/demo"
+	"github.com/lifeboat-fleet/lifeboat/cli/internal/keys"
 	"github.com/lifeboat-fleet/lifeboat/cli/internal/ops"
+	"github.com/lifeboat-fleet/lifeboat/cli/internal/page"
 	"github.com/lifeboat-fleet/lifeboat/cli/internal/up"
 	"github.com/lifeboat-fleet/lifeboat/fleet/service"
 	backup "github.com/lifeboat-fleet/lifeboat/services/backup/app"
@@ -25,10 +27,11 @@ func root() *cobra.Command {
 			"  lifeboat check-config -c lifeboat.yaml\n" +
 			"  lifeboat status -c lifeboat.yaml\n" +
 			"  lifeboat why etcd-prod -c lifeboat.yaml     # from the tick to the object, or why nothing ran",
-		Version: service.Version(),
+		Version: service.VersionText(),
 	}
 	cmd.AddGroup(
 		&cobra.Group{ID: "operate", Title: "For operators:"},
+		&cobra.Group{ID: "deploy", Title: "To deploy it:"},
 		&cobra.Group{ID: "run", Title: "Services:"},
 		&cobra.Group{ID: "try", Title: "To try it:"},
 	)
@@ -38,7 +41,9 @@ func root() *cobra.Command {
 	notify.AddCommand(ops.NotifyCommands()...)
 	notify.Example += "\n  lifeboat notify deliveries --slow 1m\n  lifeboat notify replay --all --dry-run"
 	add(cmd, "operate", scheduler.ScheduleCommand(), notify)
-	add(cmd, "run", named("scheduler", scheduler.Command()), named("backup", backup.Command()), named("notifier", notifier.Command()))
+	add(cmd, "deploy", backup.StoreCommand(), keys.Command())
+	add(cmd, "run", named("scheduler", scheduler.Command()), named("backup", backup.Command()), named("notifier", notifier.Command()), page.Command(),
+		service.HealthcheckCommand(""))
 	add(cmd, "try", up.Command(), demo.Command())
 	return cmd
 }

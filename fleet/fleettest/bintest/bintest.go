@@ -117,6 +117,10 @@ func (p *Process) Stop() error {
 
 // WaitHTTP waits until a GET of url answers 200 and its body satisfies ok, which may be nil.
 func (p *Process) WaitHTTP(ctx context.Context, url string, ok func(body string) bool) error {
+	return p.waitHTTP(ctx, http.DefaultClient, url, ok)
+}
+
+func (p *Process) waitHTTP(ctx context.Context, client *http.Client, url string, ok func(body string) bool) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	last := errors.New("not asked yet")
@@ -128,7 +132,7 @@ func (p *Process) WaitHTTP(ctx context.Context, url string, ok func(body string)
 			return fmt.Errorf("%s did not answer at %s: %w", p.cmd.Path, url, last)
 		case <-tick.C:
 		}
-		body, err := get(ctx, url)
+		body, err := get(ctx, client, url)
 		switch {
 		case err != nil:
 			last = err
@@ -140,12 +144,12 @@ func (p *Process) WaitHTTP(ctx context.Context, url string, ok func(body string)
 	}
 }
 
-func get(ctx context.Context, url string) (string, error) {
+func get(ctx context.Context, client *http.Client, url string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return "", err
 	}

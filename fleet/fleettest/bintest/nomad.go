@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Nomad is a server-only agent: jobs register but never run.
+// Nomad is a server-only agent, whose jobs register but never run, unless NomadOptions.Client is set.
 type Nomad struct {
 	*Process
 	Address string
@@ -21,6 +21,11 @@ type Nomad struct {
 type NomadOptions struct {
 	// HCL is appended to the configuration, as `acl { enabled = true }`.
 	HCL string
+	// Client makes the agent a client too, which runs jobs as processes (raw_exec; a build without cgo has no exec). They outlive the agent:
+	// stop the jobs before it. It needs root.
+	Client bool
+	// Consul is the address of the Consul that services are registered in, and that templates read; none when empty.
+	Consul string
 	// TLS is for a client whose configuration's tls block is in HCL; nil for plain HTTP.
 	TLS *http.Client
 }
@@ -40,7 +45,7 @@ func StartNomadWith(ctx context.Context, dir string, opts NomadOptions) (*Nomad,
 	if err != nil {
 		return nil, err
 	}
-	conf, err := nomadConfig(dir, ports, opts.HCL)
+	conf, err := nomadConfig(dir, ports, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -55,15 +60,44 @@ func StartNomadWith(ctx context.Context, dir string, opts NomadOptions) (*Nomad,
 	n := &Nomad{Process: p, Address: fmt.Sprintf("%s://127.0.0.1:%d", scheme, ports[0])}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if err := n.waitLeader(ctx, client); err != nil {
+	err = n.waitLeader(ctx, client)
+	if err == nil && opts.Client {
+		err = p.WaitHTTP(ctx, n.Address+"/v1/nodes", func(body string) bool { return strings.Contains(body, `"Status":"ready"`) })
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w (log: %s); %w", err, filepath.Join(dir, "nomad.log"), p.Kill())
 	}
 	return n, nil
 }
 
-func nomadConfig(dir string, ports []int, more string) (string, error) {
+// nomadClient is a client that does not look for a cloud around it, which may end it. Its tasks get ports of loopback, which neither
+// FreePorts nor the system gives to others: Nomad does not look whether anybody has them.
+const nomadClient = `
+client {
+  enabled           = true
+  network_interface = "lo"
+  cpu_total_compute = 40000
+  min_dynamic_port  = 32001
+  max_dynamic_port  = 32767
+  options           = { "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean" }
+}
+plugin "raw_exec" {
+  config {
+    enabled = true
+  }
+}
+`
+
+func nomadConfig(dir string, ports []int, opts NomadOptions) (string, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return "", fmt.Errorf("making nomad's folder: %w", err)
+	}
+	client, consul := "client { enabled = false }", "consul { auto_advertise = false }"
+	if opts.Client {
+		client = nomadClient
+	}
+	if opts.Consul != "" {
+		consul = fmt.Sprintf("consul { address = %q }", opts.Consul)
 	}
 	conf := filepath.Join(dir, "nomad.hcl")
 	err := os.WriteFile(conf, fmt.Appendf(nil, `
@@ -91,10 +125,10 @@ server {
   bootstrap_expect = 1
   raft_multiplier  = 1
 }
-client { enabled = false }
-consul { auto_advertise = false }
 %s
-`, filepath.Join(dir, "data"), ports[0], ports[1], ports[2], more), 0o600)
+%s
+%s
+`, filepath.Join(dir, "data"), ports[0], ports[1], ports[2], client, consul, opts.HCL), 0o600)
 	if err != nil {
 		return "", fmt.Errorf("writing nomad's configuration: %w", err)
 	}

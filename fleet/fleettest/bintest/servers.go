@@ -3,6 +3,7 @@ package bintest
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -36,6 +37,15 @@ receivers:
 
 // StartAlertmanagerWith runs an alertmanager with a configuration of one's own, in its own words.
 func StartAlertmanagerWith(ctx context.Context, dir, config string) (*Alertmanager, error) {
+	return startAlertmanager(ctx, dir, config, http.DefaultClient, "http")
+}
+
+// StartAlertmanagerTLS is StartAlertmanagerWith a web configuration file that makes it serve TLS. client is one that it lets in.
+func StartAlertmanagerTLS(ctx context.Context, dir, config, webConfigFile string, client *http.Client) (*Alertmanager, error) {
+	return startAlertmanager(ctx, dir, config, client, "https", "--web.config.file="+webConfigFile)
+}
+
+func startAlertmanager(ctx context.Context, dir, config string, client *http.Client, scheme string, flags ...string) (*Alertmanager, error) {
 	path, err := Find("alertmanager")
 	if err != nil {
 		return nil, err
@@ -51,16 +61,17 @@ func StartAlertmanagerWith(ctx context.Context, dir, config string) (*Alertmanag
 	if err = os.WriteFile(conf, []byte(config), 0o600); err != nil {
 		return nil, fmt.Errorf("writing alertmanager's configuration: %w", err)
 	}
-	p, err := Start(path, filepath.Join(dir, "alertmanager.log"), nil,
-		"--config.file="+conf, "--storage.path="+filepath.Join(dir, "data"), "--cluster.listen-address=",
-		fmt.Sprintf("--web.listen-address=127.0.0.1:%d", ports[0]), "--data.retention=1h")
+	p, err := Start(path, filepath.Join(dir, "alertmanager.log"), nil, append([]string{
+		"--config.file=" + conf, "--storage.path=" + filepath.Join(dir, "data"), "--cluster.listen-address=",
+		fmt.Sprintf("--web.listen-address=127.0.0.1:%d", ports[0]), "--data.retention=1h",
+	}, flags...)...)
 	if err != nil {
 		return nil, err
 	}
-	a := &Alertmanager{Process: p, URL: fmt.Sprintf("http://127.0.0.1:%d", ports[0])}
+	a := &Alertmanager{Process: p, URL: fmt.Sprintf("%s://127.0.0.1:%d", scheme, ports[0])}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if err := p.WaitHTTP(ctx, a.URL+"/-/ready", nil); err != nil {
+	if err := p.waitHTTP(ctx, client, a.URL+"/-/ready", nil); err != nil {
 		return nil, fmt.Errorf("%w (log: %s); %w", err, filepath.Join(dir, "alertmanager.log"), p.Kill())
 	}
 	return a, nil
