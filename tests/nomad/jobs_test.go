@@ -21,6 +21,9 @@ import (
 // Jobs in the order in which they are started.
 func jobs() []string { return []string{"nats", "scheduler", "backup", "notifier"} }
 
+// all are these, and the status page, which nothing else needs.
+func all() []string { return append(jobs(), "page") }
+
 // root is the project's folder. The embedded S3 server changes the working directory, so it is found by PWD.
 func root() string { return filepath.Join(os.Getenv("PWD"), "..", "..") }
 
@@ -45,7 +48,7 @@ func TestNomadTakesTheJobs(t *testing.T) {
 	require.NoError(t, err)
 	for _, driver := range []string{"docker", "exec", "raw_exec"} {
 		for _, sources := range [][2]string{{"consul", "nomad"}, {"nomad", "vault"}} {
-			for _, name := range jobs() {
+			for _, name := range all() {
 				t.Run(fmt.Sprintf("%s %s %s", name, driver, sources), func(t *testing.T) {
 					for _, command := range [][]string{{"validate"}, {"run", "-output"}} {
 						args := append([]string{"job"}, command...)
@@ -79,6 +82,8 @@ vault_role        = "lifeboat"
 webhook_port      = 9095
 webhook_host      = "alerts.example.com"
 pages_host        = "silence.example.com"
+page_host         = "lifeboat.example.com"
+page_port         = 9089
 zone              = "beijing"
 consul_binary     = "/usr/local/bin/consul"
 nomad_binary      = "/usr/local/bin/nomad"
@@ -97,7 +102,7 @@ func TestNomadTakesTheJobsWithEveryVariable(t *testing.T) {
 	require.NoError(t, err)
 	file := filepath.Join(t.TempDir(), "all.vars.hcl")
 	require.NoError(t, os.WriteFile(file, []byte(everything), 0o600))
-	for _, name := range jobs() {
+	for _, name := range all() {
 		for _, driver := range []string{"docker", "exec"} {
 			cmd := exec.CommandContext(t.Context(), nomad, "job", "validate", "-hcl2-strict=false", "-var-file="+file, "-var=driver="+driver,
 				"deploy/nomad/"+name+".nomad.hcl")
@@ -114,7 +119,7 @@ func TestJobsRefuseWhatCannotWork(t *testing.T) {
 	nomad, err := bintest.Find("nomad")
 	require.NoError(t, err)
 	for name, variable := range map[string]string{
-		"nats": "replicas=2", "scheduler": "config_source=etcd", "backup": "secrets_source=files", "notifier": "driver=podman",
+		"nats": "replicas=2", "scheduler": "config_source=etcd", "backup": "secrets_source=files", "notifier": "driver=podman", "page": "driver=podman",
 	} {
 		cmd := exec.CommandContext(t.Context(), nomad, "job", "run", "-output", "-var="+variable, "deploy/nomad/"+name+".nomad.hcl")
 		cmd.Dir = dir
