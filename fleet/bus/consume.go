@@ -83,12 +83,13 @@ func (b *Bus) Consume(ctx context.Context, c Consumer) error {
 		cfg.MaxAckPending = 1
 	}
 	stopping, cancel := context.WithCancel(ctx)
-	working, end := graceful(stopping, c.Grace)
+	var draining, wg sync.WaitGroup
+	defer draining.Wait()
+	pulling := until(stopping, &draining, c.Drain)
+	working, end := graceful(stopping, pulling, c.Grace)
 	defer end()
-	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	pulling := until(stopping, &wg, c.Drain)
 	loops := max(c.Concurrency, 1)
 	errs := make(chan error, loops)
 	for range loops {
@@ -121,8 +122,9 @@ func until(ctx context.Context, wg *sync.WaitGroup, closed <-chan struct{}) cont
 	return ctx
 }
 
-// graceful is a context that outlives ctx by the time of grace, and ends then with the cause ErrStopping.
-func graceful(ctx context.Context, grace time.Duration) (working context.Context, end func()) {
+// graceful is a context that outlives ctx by the time of grace, and ends then with the cause ErrStopping. Pulling ends with ctx too, a
+// moment later or long before: a handler that was told to end must not get the message that it hands back.
+func graceful(ctx, pulling context.Context, grace time.Duration) (working context.Context, end func()) {
 	working, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	over := make(chan struct{})
 	var wg sync.WaitGroup
@@ -132,6 +134,7 @@ func graceful(ctx context.Context, grace time.Duration) (working context.Context
 		case <-over:
 			return
 		}
+		<-pulling.Done()
 		t := time.NewTimer(grace)
 		defer t.Stop()
 		select {
