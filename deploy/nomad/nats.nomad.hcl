@@ -330,7 +330,11 @@ job "lifeboat-nats" {
               "nats-route://{{ .Address }}:{{ .Port }}"
               {{- end }}
             ]
-            ${var.tls ? indent(2, local.tls) : ""}
+            ${var.tls ? indent(2, replace(local.tls, "verify: true", "verify_and_map: true")) : ""}
+            %{if var.tls~}
+            # Only a server may be a route, because no permissions hold for routes: its certificate has this name, which those of clients have not.
+            authorization { user: "nats-server.lifeboat" }
+            %{endif~}
           }
           %{endif~}
 

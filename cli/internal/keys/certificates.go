@@ -32,8 +32,12 @@ const (
 	clientFile        = "tls/client.pem"
 )
 
-// loopback are in every server's certificate, so that health checks on the machine itself work.
-func loopback() []string { return []string{"localhost", "127.0.0.1", "::1"} }
+// always are in every server's certificate: loopback, so that health checks on the machine itself work, and the name by which NATS servers
+// know each other. A client's certificate is of the same CA, and must not do for a route, which no permissions hold for: deploy/nats/server.conf
+// maps a certificate to this user of the cluster.
+func always() []string { return []string{"localhost", "127.0.0.1", "::1", routeUser} }
+
+const routeUser = "nats-server.lifeboat"
 
 // authority signs. Its key may be kept elsewhere, which is found out only when something has to be signed.
 type authority struct {
@@ -47,7 +51,7 @@ func (m *maker) certificates() error {
 	if err != nil {
 		return err
 	}
-	hosts := slices.Concat(m.Hosts, loopback())
+	hosts := slices.Concat(m.Hosts, always())
 	server, err := m.leaf(serverFile, "all servers, also as clients of each other (routes)", ca, func(c *x509.Certificate) {
 		c.Subject.CommonName = "lifeboat server"
 		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
@@ -259,7 +263,7 @@ func hostsOf(cert *x509.Certificate) []string {
 
 // hostFlag is what --host has to be for these, in a shell's words.
 func hostFlag(hosts []string) string {
-	hosts = slices.DeleteFunc(slices.Clone(hosts), func(h string) bool { return slices.Contains(loopback(), h) })
+	hosts = slices.DeleteFunc(slices.Clone(hosts), func(h string) bool { return slices.Contains(always(), h) })
 	if len(hosts) == 0 {
 		return ""
 	}

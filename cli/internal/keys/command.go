@@ -70,7 +70,7 @@ func parseHosts(list []string) (hosts []string, err error) {
 		if net.ParseIP(h) == nil && !hostname.MatchString(h) {
 			return nil, console.Usagef("--host: %q is not a name or an address (without port, scheme or brackets)", h)
 		}
-		if !slices.Contains(hosts, h) && !slices.Contains(loopback(), h) {
+		if !slices.Contains(hosts, h) && !slices.Contains(always(), h) {
 			hosts = append(hosts, h)
 		}
 	}

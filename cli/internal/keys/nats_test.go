@@ -1,8 +1,11 @@
 package keys
 
 import (
+	"crypto/tls"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,12 +27,13 @@ import (
 const deployed = "../../../deploy/nats"
 
 // cluster runs three servers by the files of deploy/nats as they are, but for keys.conf and where things are.
-func cluster(t *testing.T, secrets string) []*bintest.NATS {
+func cluster(t *testing.T, secrets string) (servers []*bintest.NATS, routes []string) {
 	t.Helper()
 	dir := t.TempDir()
 	text, err := os.ReadFile(filepath.Join(deployed, "server.conf"))
 	require.NoError(t, err)
-	servers, err := bintest.StartNATSCluster(t.Context(), dir, 3, func(n *bintest.NATS, port int, routes []string) (string, error) {
+	servers, err = bintest.StartNATSCluster(t.Context(), dir, 3, func(n *bintest.NATS, port int, all []string) (string, error) {
+		routes = all
 		folder := filepath.Join(dir, n.Name)
 		for _, err := range []error{
 			os.CopyFS(filepath.Join(folder, "roles"), os.DirFS(filepath.Join(deployed, "roles"))),
@@ -60,7 +64,7 @@ func cluster(t *testing.T, secrets string) []*bintest.NATS {
 		}
 	})
 	require.NoError(t, err)
-	return servers
+	return servers, routes
 }
 
 func replaced(t *testing.T, text, old, with string) string {
@@ -122,7 +126,7 @@ func TestRolesAreThoseOfTheServers(t *testing.T) {
 func TestNATSTakesTheKeys(t *testing.T) {
 	secrets := t.TempDir()
 	run(t, at(secrets, time.Now(), "nats-1", "nats-2", "nats-3"))
-	servers := cluster(t, secrets)
+	servers, routes := cluster(t, secrets)
 	scheduler := as(t, secrets, "scheduler", servers...)
 	require.Eventually(t, func() bool { return scheduler.EnsureStreams(t.Context()) == nil }, 60*time.Second, 100*time.Millisecond)
 	for _, role := range Roles() {
@@ -137,6 +141,33 @@ func TestNATSTakesTheKeys(t *testing.T) {
 	}
 	assert.NotEmpty(t, scheduler.Actor())
 	refused(t, secrets, servers[0])
+	// No permissions hold for a route. Whoever has a client's certificate must not come in as a server.
+	assert.Contains(t, route(t, routes[0], secrets, "client"), "Authorization Violation")
+	assert.NotContains(t, route(t, routes[0], secrets, "server"), "Violation")
+}
+
+// route comes to a server as another one does (nats-server, server/route.go: TLS, then CONNECT and INFO), and returns what it is answered.
+func route(t *testing.T, url, secrets, certificate string) string {
+	t.Helper()
+	in := func(name string) string { return filepath.Join(secrets, "tls", name) }
+	cfg, err := config.TLS{
+		CAFile: in("ca.pem"), CertFile: in(certificate + ".pem"), KeyFile: config.SecretFile(in(certificate + "-key.pem")),
+	}.Client()
+	require.NoError(t, err)
+	cfg.ServerName = "127.0.0.1"
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(url, "nats-route://"))
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, conn.Close()) })
+	require.NoError(t, conn.SetDeadline(time.Now().Add(3*time.Second)))
+	secure := tls.Client(conn, cfg)
+	_, err = io.WriteString(secure, `CONNECT {"name":"a-stranger","cluster":"lifeboat","tls_required":true}`+"\r\n"+
+		`INFO {"server_id":"a-stranger","server_name":"a-stranger","cluster":"lifeboat","headers":true,"max_payload":1048576}`+"\r\n")
+	require.NoError(t, err)
+	answer, err := io.ReadAll(secure) // until it hangs up, or has nothing more to say
+	if err != nil {
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	}
+	return string(answer)
 }
 
 // refused tries what lacks one of the things that it takes.
