@@ -169,7 +169,7 @@ func (s *site) reconfigured(t *testing.T, js jetstream.JetStream) {
 	b, err := os.ReadFile(path)
 	require.NoError(t, err)
 	text := strings.Replace(string(b), "  - name: nomad\n", "  - name: etcd-again\n    etcd:\n      endpoints: [\"https://etcd:2379\"]\n"+
-		"      tls: {ca_file: /run/secrets/ca.pem, cert_file: /run/secrets/client.pem, key_file: /run/secrets/client-key.pem}\n"+
+		"      tls: {ca_file: /run/secrets/etcd-ca.pem, cert_file: /run/secrets/etcd-client.pem, key_file: /run/secrets/etcd-client-key.pem}\n"+
 		"    schedule: \"@every 2s\"\n  - name: nomad\n", 1)
 	require.NotEqual(t, string(b), text)
 	require.NoError(t, os.WriteFile(path+".new", []byte(text), 0o644))

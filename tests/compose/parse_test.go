@@ -110,11 +110,14 @@ func TestEachRoleHasItsOwnCredentials(t *testing.T) {
 			assert.Equal(t, []string{"s3", "s3-rights", "s3-users"}, names, source)
 		case source == "server-key":
 			for _, name := range names {
-				assert.Contains(t, []string{"nats-1", "nats-2", "nats-3", "s3", "etcd"}, name, source)
+				assert.Contains(t, []string{"nats-1", "nats-2", "nats-3", "s3"}, name, source)
 			}
 		}
 	}
 	assert.Equal(t, []string{"drill"}, holders["age-identity"], "only drills decrypt")
+	assert.Equal(t, []string{"snapshot"}, holders["etcd-client-key"], "only snapshots read a source")
+	assert.Equal(t, []string{"etcd"}, holders["etcd-server-key"])
+	assert.NotContains(t, holders["ca"], "etcd", "whom the fleet's clients are nobody to")
 	for _, role := range rolestest.Roles() {
 		holder := role
 		if role == "cli" {

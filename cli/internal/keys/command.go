@@ -7,6 +7,7 @@ import (
 	"net"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,6 +33,7 @@ func Command() *cobra.Command {
 			"Secret files have mode 0600. Put age/escrow-identity and tls/ca-key.pem into a safe; they are not made again.",
 		Example: "  lifeboat keys --out secrets --host nats-1,nats-2,nats-3\n" +
 			"  lifeboat keys --out secrets --host '*.lifeboat.example.org,10.1.2.3' --days 365\n" +
+			"  lifeboat keys --out secrets/etcd --host etcd-1,etcd-2 --only tls    # another CA, whose clients are no clients of the first\n" +
 			"  rm secrets/tls/server.pem && lifeboat keys --out secrets --host nats-1,nats-2,nats-3,nats-4    # a new certificate for the same key",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -45,6 +47,11 @@ func Command() *cobra.Command {
 			if days < 1 || o.Valid > MaxValid {
 				return console.Usagef("--days: %d is not between 1 and %d, which the CA lives", days, int(MaxValid.Hours()/24))
 			}
+			for _, part := range o.Only {
+				if !slices.Contains(Parts(), part) {
+					return console.Usagef("--only: %q is none of %s", part, strings.Join(Parts(), ", "))
+				}
+			}
 			hosts, err := parseHosts(o.Hosts)
 			if err != nil {
 				return err
@@ -57,6 +64,7 @@ func Command() *cobra.Command {
 	cmd.Flags().StringVar(&o.Dir, "out", "", "`folder` to make them in; what is there stays")
 	cmd.Flags().StringSliceVar(&o.Hosts, "host", nil, "`names` and addresses of servers for their certificate; loopback's are always in it")
 	cmd.Flags().IntVar(&days, "days", int(DefaultValid.Hours()/24), "for how long certificates of servers and clients are good")
+	cmd.Flags().StringSliceVar(&o.Only, "only", nil, "`parts` to make: "+strings.Join(Parts(), ", ")+" (default all)")
 	console.AddOutput(cmd, &output)
 	cmd.ValidArgsFunction = cobra.NoFileCompletions
 	return cmd

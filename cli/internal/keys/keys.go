@@ -31,8 +31,13 @@ type Options struct {
 	Hosts []string
 	// Valid is for how long certificates of servers and clients are good.
 	Valid time.Duration
-	Now   func() time.Time
+	// Only is what to make, of Parts; everything when empty.
+	Only []string
+	Now  func() time.Time
 }
+
+// Parts are what can be made by itself.
+func Parts() []string { return []string{"nats", "tls", "age", "tokens"} }
 
 // State is what became of a file.
 type State string
@@ -65,11 +70,19 @@ type File struct {
 // the files before it are returned with it.
 func Make(o Options) ([]File, error) {
 	m := &maker{Options: o, now: o.Now()}
-	if err := makeFolders(o.Dir, "nats", "tls", "age"); err != nil {
-		return nil, err
-	}
-	for _, step := range []func() error{m.users, m.certificates, m.identities, m.tokens} {
-		if err := step(); err != nil {
+	steps := map[string]func() error{"nats": m.users, "tls": m.certificates, "age": m.identities, "tokens": m.tokens}
+	for _, part := range Parts() {
+		if len(o.Only) > 0 && !slices.Contains(o.Only, part) {
+			continue
+		}
+		folders := []string{part}
+		if part == "tokens" {
+			folders = nil // they stand in the folder itself
+		}
+		if err := makeFolders(o.Dir, folders...); err != nil {
+			return m.all(), err
+		}
+		if err := steps[part](); err != nil {
 			return m.all(), err
 		}
 	}

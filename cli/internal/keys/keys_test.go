@@ -52,6 +52,24 @@ func run(t *testing.T, o Options) map[string]File {
 	return files
 }
 
+// A source has a CA of its own: the clients of the fleet's are none of its.
+func TestOnlyAPart(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keys")
+	o := at(dir, time.Now(), "etcd")
+	o.Only = []string{"tls"}
+	for path := range run(t, o) {
+		assert.True(t, strings.HasPrefix(path, "tls/"), path)
+	}
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Len(t, entries, 1)
+	assert.Equal(t, "tls", entries[0].Name())
+	o.Only = nil
+	files := run(t, o)
+	assert.Equal(t, There, files["tls/server.pem"].State)
+	assert.Equal(t, Made, files["webhook-tokens"].State)
+}
+
 // states counts files by state.
 func states(files map[string]File) map[State]int {
 	n := map[State]int{}
