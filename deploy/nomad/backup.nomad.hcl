@@ -330,9 +330,13 @@ job "lifeboat-backup" {
           args    = ["backup", "drain", "--pid-file", "local/worker.pid"]
         }
 
-        # nomad_token beside the other secrets, for a target that is this Nomad (token_file: nomad_token), with an ACL policy for this job.
-        identity {
-          file = true
+        # nomad_token beside the other secrets, for a target that is this Nomad (token_file: nomad_token), with a policy of this group alone:
+        #   nomad acl policy apply -job lifeboat-backup -group snapshot lifeboat-snapshot policy.hcl
+        dynamic "identity" {
+          for_each = group.key == "snapshot" ? [1] : []
+          content {
+            file = true
+          }
         }
 
         dynamic "artifact" {

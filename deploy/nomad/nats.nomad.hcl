@@ -131,6 +131,8 @@ variable "log_level" {
 
 locals {
   static = !var.dynamic_ports
+  # In a container only this reaches the ports that Docker forwards; elsewhere the addresses of the node's network are all.
+  any = var.driver == "docker"
   # Who the process is. Images run as nobody's user; exec has no other choice than a user of the node.
   uid  = { docker = 65532, exec = 65534, raw_exec = null }[var.driver]
   data = var.host_volume == "" ? "{{ env \"NOMAD_ALLOC_DIR\" }}/data" : "/data"
@@ -310,9 +312,9 @@ job "lifeboat-nats" {
         data          = <<-EOT
           # Of an index, so that it is the same server after an update; its data has the same name.
           server_name: nats-{{ env "NOMAD_ALLOC_INDEX" }}
-          listen: "0.0.0.0:{{ env "NOMAD_PORT_client" }}"
+          listen: "${local.any ? "0.0.0.0" : "{{ env \"NOMAD_IP_client\" }}"}:{{ env "NOMAD_PORT_client" }}"
           client_advertise: "{{ env "NOMAD_HOST_ADDR_client" }}"
-          ${var.tls ? "https" : "http"}: "0.0.0.0:{{ env "NOMAD_PORT_monitor" }}"
+          ${var.tls ? "https" : "http"}: "${local.any ? "0.0.0.0" : "{{ env \"NOMAD_IP_monitor\" }}"}:{{ env "NOMAD_PORT_monitor" }}"
           debug: ${var.log_level == "debug"}
 
           jetstream {
@@ -323,7 +325,7 @@ job "lifeboat-nats" {
           %{if var.replicas > 1~}
           cluster {
             name: lifeboat
-            listen: "0.0.0.0:{{ env "NOMAD_PORT_cluster" }}"
+            listen: "${local.any ? "0.0.0.0" : "{{ env \"NOMAD_IP_cluster\" }}"}:{{ env "NOMAD_PORT_cluster" }}"
             advertise: "{{ env "NOMAD_HOST_ADDR_cluster" }}"
             routes: [
               {{- range service "lifeboat-nats-cluster|any" }}

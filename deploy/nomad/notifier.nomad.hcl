@@ -128,6 +128,12 @@ variable "pages_host" {
   default     = ""
 }
 
+variable "backend_tls" {
+  description = "Traefik speaks https to them, because lifeboat.yaml gives them a web configuration file: of webhooks, pages"
+  type        = list(string)
+  default     = []
+}
+
 variable "entrypoints" {
   description = "Traefik's entry points"
   default     = "websecure"
@@ -182,12 +188,12 @@ locals {
   # What others reach, with Traefik's tags where it has a host name.
   routers = { for name, host in { webhooks = var.webhook_host, pages = var.pages_host } : "lifeboat-notifier-${name}" => {
     port = name
-    tags = host == "" ? [] : [
+    tags = host == "" ? [] : concat([
       "traefik.enable=true",
       "traefik.http.routers.lifeboat-${name}.rule=Host(`${host}`)",
       "traefik.http.routers.lifeboat-${name}.entrypoints=${var.entrypoints}",
       "traefik.http.routers.lifeboat-${name}.tls=true",
-    ]
+    ], contains(var.backend_tls, name) ? ["traefik.http.services.lifeboat-notifier-${name}.loadbalancer.server.scheme=https"] : [])
   } }
 }
 

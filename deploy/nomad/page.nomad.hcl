@@ -118,6 +118,12 @@ variable "page_host" {
   default     = ""
 }
 
+variable "page_tls" {
+  description = "Traefik speaks https to it, because lifeboat.yaml gives it a web configuration file"
+  type        = bool
+  default     = false
+}
+
 variable "entrypoints" {
   description = "of Traefik"
   default     = "websecure"
@@ -236,12 +242,17 @@ job "lifeboat-page" {
     service {
       name = "lifeboat-page-screen"
       port = "page"
-      tags = var.page_host == "" ? [] : [
+      tags = var.page_host == "" ? [] : concat([
         "traefik.enable=true",
         "traefik.http.routers.lifeboat-page.rule=Host(`${var.page_host}`)",
         "traefik.http.routers.lifeboat-page.entrypoints=${var.entrypoints}",
         "traefik.http.routers.lifeboat-page.tls=true",
-      ]
+      ], var.page_tls ? ["traefik.http.services.lifeboat-page-screen.loadbalancer.server.scheme=https"] : [])
+      check {
+        type     = "tcp"
+        interval = "5s"
+        timeout  = "4s"
+      }
     }
 
     task "page" {
