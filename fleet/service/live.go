@@ -44,13 +44,16 @@ type Live struct {
 
 // LoadLive reads the file for the first time; an error there is a UsageError.
 func LoadLive(path string, log *slog.Logger, reg prometheus.Registerer) (*Live, error) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
 	cfg, err := config.Load(path)
 	if err != nil {
+		signal.Stop(hup)
 		return nil, &UsageError{err}
 	}
 	f := promauto.With(reg)
 	l := &Live{
-		path: path, log: log, hup: make(chan os.Signal, 1),
+		path: path, log: log, hup: hup,
 		ok: f.NewGauge(prometheus.GaugeOpts{
 			Name: "lifeboat_config_last_reload_successful",
 			Help: "Whether the configuration file as it stands now is in force: 0 means that it was refused.",
@@ -63,7 +66,6 @@ func LoadLive(path string, log *slog.Logger, reg prometheus.Registerer) (*Live, 
 	l.current.Store(cfg)
 	l.ok.Set(1)
 	l.when.SetToCurrentTime()
-	signal.Notify(l.hup, syscall.SIGHUP)
 	return l, nil
 }
 

@@ -218,6 +218,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	consume := func(c bus.Consumer) {
 		actors = append(actors, service.Actor{Name: "consume " + c.Durable, Run: func(ctx context.Context) error {
+			defer drainer.pulling()()
 			return base.Bus.Consume(ctx, c)
 		}})
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +27,9 @@ type drainer struct {
 	// begun is closed when it begins, for all who take jobs.
 	begun chan struct{}
 	came  chan os.Signal
+	// pulls are the consumers that may still be given a job; ended tells that one of them is not any more.
+	pulls atomic.Int32
+	ended chan struct{}
 	log   *slog.Logger
 	w     *worker.Worker
 	file  *pidFile
@@ -34,9 +38,21 @@ type drainer struct {
 
 // newDrainer listens for the signal from now on.
 func newDrainer() *drainer {
-	d := &drainer{begun: make(chan struct{}), came: make(chan os.Signal, 1)}
+	d := &drainer{begun: make(chan struct{}), came: make(chan os.Signal, 1), ended: make(chan struct{}, 1)}
 	signal.Notify(d.came, syscall.SIGUSR1)
 	return d
+}
+
+// pulling notes that a consumer begins; it is to call ended when it takes no more jobs and has none.
+func (d *drainer) pulling() (ended func()) {
+	d.pulls.Add(1)
+	return func() {
+		d.pulls.Add(-1)
+		select {
+		case d.ended <- struct{}{}:
+		default: // that something ended is known already
+		}
+	}
 }
 
 // start heeds the signal until stop. That is after the service's context has ended, so that it tells of the end of its jobs as well; and
@@ -68,17 +84,18 @@ func (d *drainer) run(ctx context.Context) {
 	before := d.w.Drained().HandedBack
 	d.log.InfoContext(ctx, "draining: no more jobs are taken until this worker is started anew, and those at hand go on for as long as they need",
 		slog.Int("jobs", d.w.Running()))
-	for empty := false; ; {
+	for idle := false; ; {
 		s := d.tell(ctx, before)
-		if len(s.Jobs) == 0 && !empty {
+		if s.idle() && !idle {
 			d.log.InfoContext(ctx, "drained: nothing runs any more, and this worker may be stopped", slog.Int("handed_back", s.HandedBack))
 		}
-		empty = len(s.Jobs) == 0
+		idle = s.idle()
 		select {
 		case <-ctx.Done():
 			d.tell(ctx, before)
 			return
 		case <-d.w.Changed():
+		case <-d.ended:
 		case <-d.came: // once more: there is nothing new, but whoever asks finds the state written
 		}
 	}
@@ -86,7 +103,8 @@ func (d *drainer) run(ctx context.Context) {
 
 // tell writes what the worker still does. before are the jobs that were handed back before the drain.
 func (d *drainer) tell(ctx context.Context, before int) drainState {
-	s := drainState{Draining: true, Jobs: d.w.Jobs(), HandedBack: d.w.Drained().HandedBack - before}
+	pulling := d.pulls.Load() > 0 // before the jobs: what it was given last is among them
+	s := drainState{Draining: true, Pulling: pulling, Jobs: d.w.Jobs(), HandedBack: d.w.Drained().HandedBack - before}
 	if err := d.file.tell(s); err != nil {
 		d.log.WarnContext(ctx, "could not write what this worker still does, which whoever drains it waits for", slog.Any("err", err))
 	}

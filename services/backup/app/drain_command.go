@@ -75,9 +75,9 @@ func drain(ctx context.Context, file string, out io.Writer) error {
 	for known := false; ; {
 		s, draining := peekState(file, pid)
 		switch {
-		case draining && len(s.Jobs) == 0:
+		case draining && s.idle():
 			return concluded(s, file, out)
-		case draining && (!known || !slices.Equal(told, s.Jobs)):
+		case draining && len(s.Jobs) > 0 && !slices.Equal(told, s.Jobs):
 			fmt.Fprintln(out, "waiting for "+naming(s.Jobs))
 			told, known = s.Jobs, true
 		}
@@ -109,7 +109,7 @@ func concluded(s drainState, file string, out io.Writer) error {
 func vanished(file string, pid int, known bool, jobs []worker.Running, out io.Writer) error {
 	s, draining := peekState(file, pid)
 	switch {
-	case draining && len(s.Jobs) == 0:
+	case draining && s.idle():
 		return concluded(s, file, out)
 	case !known:
 		return fmt.Errorf("the worker of %s (process %d) has ended: what it did goes to another worker", file, pid)

@@ -28,9 +28,14 @@ type drainState struct {
 	PID      int              `json:"pid"`
 	Draining bool             `json:"draining"`
 	Jobs     []worker.Running `json:"jobs"`
+	// Pulling: a job may still come, which was on its way when the drain began.
+	Pulling bool `json:"pulling,omitempty"`
 	// HandedBack are jobs that another worker does, because this one was stopped before they had ended.
 	HandedBack int `json:"handed_back"`
 }
+
+// idle says whether nothing runs, and nothing more will.
+func (s drainState) idle() bool { return len(s.Jobs) == 0 && !s.Pulling }
 
 const (
 	// lockPatience is how long a lock that somebody holds is tried: whoever asks whether it is held has it for a moment.

@@ -74,7 +74,15 @@ func (f *storeInit) run(ctx context.Context, out io.Writer) error {
 		_, failed := fmt.Fprintf(out, "bucket %s: %s\n", chosen.Bucket, text)
 		return failed
 	}
-	if err = say(made, "made", "it is there already"); err != nil || policy == "" {
+	if err = say(made, "made", "it is there already"); err != nil {
+		return err
+	}
+	versions, err := b.objects.KeepsVersions(ctx)
+	if err != nil {
+		return err
+	}
+	if err = say(versions == "enabled", "it keeps versions", "it keeps no versions (it says: "+versions+
+		"), so that what is written over or deleted is gone: switch them on"); err != nil || policy == "" {
 		return err
 	}
 	set, err := b.objects.SetPolicy(ctx, policy, f.replace)

@@ -40,6 +40,13 @@ func policiesFolder(t *testing.T) string {
 	return dir
 }
 
+// A bucket that loses what is written over is said to.
+func TestStoreInitWithoutVersions(t *testing.T) {
+	out, err := storeInitCommand(t, s3test.New(t), s3test.Bucket, "init")
+	require.NoError(t, err, out)
+	assert.Contains(t, out, "it keeps no versions (it says: off)")
+}
+
 // The rights themselves are tested with internal/worker and with the deployments; here is how the command treats what is there.
 func TestStoreInit(t *testing.T) {
 	server := s3test.New(t, s3test.WithVersioning())
@@ -52,7 +59,7 @@ func TestStoreInit(t *testing.T) {
 	}
 	out, err := init()
 	require.NoError(t, err, out)
-	assert.Equal(t, "bucket fresh-bucket: made\nbucket fresh-bucket: each role's user now has its rights\n", out)
+	assert.Equal(t, "bucket fresh-bucket: made\nbucket fresh-bucket: it keeps versions\nbucket fresh-bucket: each role's user now has its rights\n", out)
 	cfg := server.Config
 	cfg.Bucket = "fresh-bucket"
 	objects, err := s3.New(t.Context(), cfg)
@@ -63,7 +70,7 @@ func TestStoreInit(t *testing.T) {
 
 	out, err = init()
 	require.NoError(t, err, out)
-	assert.Equal(t, "bucket fresh-bucket: it is there already\nbucket fresh-bucket: each role's user has its rights already\n", out)
+	assert.Equal(t, "bucket fresh-bucket: it is there already\nbucket fresh-bucket: it keeps versions\nbucket fresh-bucket: each role's user has its rights already\n", out)
 
 	// A policy that somebody made is not replaced unasked.
 	path := filepath.Join(dir, "verify.json")

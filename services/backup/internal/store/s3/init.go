@@ -48,6 +48,9 @@ func (s *Store) Create(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
+// KeepsVersions is what the bucket says of that: "enabled", "suspended", "off", or "unknown" when it does not tell.
+func (s *Store) KeepsVersions(ctx context.Context) (string, error) { return s.versioning(ctx) }
+
 // SetPolicy gives the bucket a policy, a JSON document of AWS's policy language. One that is there already and says something else is
 // replaced only when replace is set; ErrOtherPolicy otherwise. It reports whether there was anything to do.
 func (s *Store) SetPolicy(ctx context.Context, policy string, replace bool) (bool, error) {
