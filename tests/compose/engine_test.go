@@ -210,13 +210,13 @@ func debian(ctx context.Context, dir string) error {
 	if len(missing) > 0 {
 		slices.Sort(missing)
 		args := append([]string{"install", "--yes", "--no-install-recommends"}, missing...)
-		if err := command(ctx, "", "apt-get", args...); err != nil {
+		if err := apt(ctx, "", args...); err != nil {
 			return fmt.Errorf("installing %s: %w", strings.Join(missing, " "), err)
 		}
 	}
 	// Others may read the folder: apt downloads as a user of its own.
 	folder := filepath.Join(dir, "prometheus")
-	if err := errors.Join(os.Mkdir(folder, 0o700), command(ctx, folder, "apt-get", "download", "prometheus")); err != nil {
+	if err := errors.Join(os.Mkdir(folder, 0o700), apt(ctx, folder, "download", "prometheus")); err != nil {
 		return fmt.Errorf("downloading Debian's prometheus: %w", err)
 	}
 	files, err := filepath.Glob(filepath.Join(folder, "*.deb"))
@@ -224,6 +224,14 @@ func debian(ctx context.Context, dir string) error {
 		return fmt.Errorf("expected one package, found %v: %w", files, err)
 	}
 	return command(ctx, folder, "dpkg-deb", "--extract", files[0], ".")
+}
+
+// apt runs apt-get, and again after it has learnt which packages there are.
+func apt(ctx context.Context, dir string, args ...string) error {
+	if command(ctx, dir, "apt-get", args...) == nil {
+		return nil
+	}
+	return errors.Join(command(ctx, dir, "apt-get", "update"), command(ctx, dir, "apt-get", args...))
 }
 
 func command(ctx context.Context, dir, name string, args ...string) error {

@@ -29,6 +29,7 @@ func (s *site) identity(job string) map[string]uint64 {
 			ids[a.ID] += task.Restarts
 		}
 	}
+	require.NotEmpty(s.t, ids, "%s: nothing runs, or Nomad does not answer", job)
 	return ids
 }
 
@@ -48,6 +49,7 @@ func (s *site) actions() {
 	t.Log(s.run("nomad", "action", "-job", "lifeboat-backup", "-alloc", verify[0].ID, "-task", "worker", "drain"))
 	workers, err := s.bus.Workers(t.Context())
 	require.NoError(t, err)
+	require.NotEmpty(t, workers)
 	for _, w := range workers {
 		assert.NotContains(t, w.Roles, "verify", "one that is drained is not announced")
 	}
