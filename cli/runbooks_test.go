@@ -351,3 +351,20 @@ func TestOurOwnRulesPassLintRules(t *testing.T) {
 	cmd.SetArgs(slices.Concat([]string{"notify", "lint-rules", "--strict", "--pages-dir", runbooks, "--base-url", base[:len(base)-1]}, files))
 	require.NoError(t, cmd.ExecuteContext(t.Context()), out.String())
 }
+
+// Who works down a page at night deletes nothing unseen, and makes no new keys to look at the old ones.
+func TestNoRunbookDeletesUnseen(t *testing.T) {
+	t.Parallel()
+	for name, p := range readPages(t) {
+		seen := false
+		for line := range strings.Lines(strings.Join(p.blocks[""], "\n") + "\n" + strings.Join(p.spans, "\n")) {
+			line = strings.TrimSpace(line)
+			assert.NotRegexp(t, `^lifeboat keys\b`, line, name)
+			if !strings.HasPrefix(line, "lifeboat prune ") {
+				continue
+			}
+			seen = seen || strings.Contains(line, "--dry-run")
+			assert.True(t, seen, "%s: %s comes before --dry-run", name, line)
+		}
+	}
+}

@@ -170,3 +170,49 @@ func TestExamplesAreValid(t *testing.T) {
 	assert.Contains(t, string(b), `channel="outside"`)
 	assert.Positive(t, outside)
 }
+
+// What Lifeboat may be unable to deliver goes both ways, the rest through Lifeboat.
+func TestTheExampleRoutesToPeopleAndToTheChat(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(rulesDir, "examples", "alertmanager.yml")
+	for receivers, labels := range map[string][]string{
+		"outside,lifeboat": {"alertname=LifeboatNATSUnreachable", "channel=outside"},
+		"lifeboat":         {"alertname=LifeboatTicksLate"},
+		"watchdog":         {"alertname=LifeboatWatchdog", "channel=outside"},
+	} {
+		run(t, "amtool", "tools/build amtool builds it",
+			append([]string{"config", "routes", "test", "--config.file=" + file, "--verify.receivers=" + receivers}, labels...)...)
+	}
+}
+
+// Without NATS webhooks are answered with 503 and deliveries wait; what Alertmanager drops is told nevertheless.
+func TestTheExampleInhibitsWhatFollowsFromNATS(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile(filepath.Join(rulesDir, "examples", "alertmanager.yml"))
+	require.NoError(t, err)
+	var file struct {
+		Inhibit []struct {
+			Source []string `yaml:"source_matchers"`
+			Target []string `yaml:"target_matchers"`
+		} `yaml:"inhibit_rules"`
+	}
+	require.NoError(t, yaml.Unmarshal(b, &file))
+	var targets []string
+	for _, r := range file.Inhibit {
+		if strings.Join(r.Source, ",") == `alertname="LifeboatNATSUnreachable"` {
+			targets = append(targets, strings.Join(r.Target, ","))
+		}
+	}
+	assert.Contains(t, strings.Join(targets, "\n"), "LifeboatDeliveriesStuck")
+	assert.Contains(t, targets, `alertname="LifeboatWebhookErrors",code=~"5.."`)
+}
+
+// Every service that the rules ask for is in the example.
+func TestTheExampleScrapesWhatTheRulesAskFor(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile(filepath.Join(rulesDir, "examples", "prometheus.yml"))
+	require.NoError(t, err)
+	for _, job := range []string{"scheduler", "backup", "notifier", "page"} {
+		assert.Contains(t, string(b), "job_name: lifeboat-"+job+"\n")
+	}
+}

@@ -60,6 +60,9 @@ func (c crew) Workers() []bus.WorkerInfo { return c.workers }
 // Lacks says whether no worker takes this work in a zone; false when nobody could be asked.
 func (c crew) Lacks(work config.Work, zone string) bool { return c.lacking(work, zone) != "" }
 
+// Answers says whether a worker is among those that answered; true when nobody could be asked.
+func (c crew) Answers(actor string) bool { return c.answers(actor) }
+
 // Clean is one line of what other people and servers wrote, without control characters.
 func Clean(s string) string { return clean(s) }
 

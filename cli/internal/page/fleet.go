@@ -44,6 +44,8 @@ type fleet struct {
 	plans   []plan
 	jobs    []ops.Job
 	crew    ops.Crew
+	// crewAt is when the workers were asked.
+	crewAt  time.Time
 	dead    deadLetters
 	waiting waiting
 	// troubles are what could not be read the last time, and why, by what it is.

@@ -66,6 +66,9 @@ func (h *hub) join() chan struct{} {
 		h.metrics.refused.Inc()
 		return nil
 	}
+	if len(h.viewers) == 0 && h.view != nil && h.now().Sub(h.view.now) >= writeAtMost { // nobody kept it up to date
+		h.view = nil
+	}
 	c := make(chan struct{}, 1)
 	h.viewers[c] = struct{}{}
 	h.metrics.viewers.Set(float64(len(h.viewers)))

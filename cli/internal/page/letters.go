@@ -59,9 +59,9 @@ func (r *letterReader) read(ctx context.Context, b reader, f *fleet) error {
 		total += n
 	}
 	next := *r
-	if total < r.seen || r.counts == nil {
+	if total < r.seen || r.fullAt.IsZero() {
 		next = letterReader{fullAt: time.Now()}
-		if r.counts != nil && time.Since(r.fullAt) < recount {
+		if time.Since(r.fullAt) < recount {
 			f.set(func() bool { f.dead.total = total; return true })
 			return nil
 		}
@@ -72,6 +72,9 @@ func (r *letterReader) read(ctx context.Context, b reader, f *fleet) error {
 		return nil
 	})
 	if err != nil {
+		// The next time it goes on behind what was read: there may be more of them than one question has time for.
+		next.counts = nil
+		*r = next
 		return err
 	}
 	// One that was removed while as many came shows in the sum.

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -157,12 +156,7 @@ func (p *page) serve(ctx context.Context, settings config.Page) error {
 			{Name: "questions", Run: w.run},
 			{Name: "viewers", Run: h.run},
 			{Name: "page", Run: func(ctx context.Context) error {
-				srv := &http.Server{
-					Handler: s.handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-					// A stop ends what is open: such a request would not end by itself.
-					BaseContext: func(net.Listener) context.Context { return ctx },
-				}
-				return web.Serve(ctx, srv, ln, settings.WebConfigFile, p.Logger)
+				return web.Serve(ctx, httpServer(ctx, s.handler()), ln, settings.WebConfigFile, p.Logger)
 			}},
 		},
 	})

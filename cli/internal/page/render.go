@@ -162,6 +162,8 @@ func (s *screen) level() level {
 		return red
 	case s.v.starting:
 		return unknown
+	case s.v.counts[unknown] > 0: // nobody can say that these need no look
+		return unknown
 	case s.v.counts[amber] > 0:
 		return amber
 	}
@@ -189,6 +191,8 @@ func (s *screen) Verdict() string {
 		return fmt.Sprintf(s.W.RedMany, n)
 	case s.v.starting:
 		return s.W.Starting
+	case s.v.counts[unknown] > 0:
+		return fmt.Sprintf(s.W.SomeUnknown, s.v.counts[unknown])
 	case s.v.counts[amber] > 0:
 		return fmt.Sprintf(s.W.AmberOnly, s.v.counts[amber])
 	}

@@ -179,7 +179,7 @@ func (s *screen) Jobs() []jobRow {
 		if j.Attempt > 1 {
 			r.Detail, r.Level = fmt.Sprintf(s.W.Attempt, j.Attempt)+", "+r.Detail, "amber"
 		}
-		if j.Stuck() {
+		if j.Stuck() || j.gone {
 			r.Level = "red"
 		}
 		rows = append(rows, r)
@@ -192,6 +192,8 @@ func (s *screen) state(j *jobView) string {
 	switch {
 	case j.Stuck():
 		return s.W.NoTaker
+	case j.gone:
+		return s.W.NoAnswer
 	case j.State == "running":
 		return s.W.Running
 	case j.State == "committing":

@@ -2,11 +2,13 @@ package page
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"path"
 	"strconv"
@@ -21,7 +23,9 @@ const (
 	aliveEvery = 5 * time.Second
 	// writeTimeout is how long a viewer may take to take what it is sent.
 	writeTimeout = 10 * time.Second
-	maxFind      = 64
+	// answerTimeout is how long a whole answer may take; an open page has the one above for each piece.
+	answerTimeout = 30 * time.Second
+	maxFind       = 64
 )
 
 // policy lets the page load its own style sheet, script and icon, and nothing else. There is nothing inline in it.
@@ -70,6 +74,14 @@ func (s *server) handler() http.Handler {
 		h.Set("Cache-Control", "no-store")
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// httpServer serves until ctx ends: that ends what is open, which would not end by itself.
+func httpServer(ctx context.Context, h http.Handler) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: answerTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
 }
 
 // asked reads what a viewer wants to see.
@@ -167,7 +179,7 @@ func (v *viewer) send() error {
 		v.log.Error("could not write the page", slog.Any("err", err))
 		return err
 	}
-	moment := v.hub.now()
+	moment := seen.now // what it shows is of then
 	said, err := json.Marshal(map[string]string{
 		"at": moment.In(seen.loc).Format("15:04:05"), "machine": moment.UTC().Format(time.RFC3339), "title": now.title,
 	})

@@ -63,6 +63,8 @@ type jobView struct {
 	ops.Job
 	// usual is how long the last one took; 0: not known.
 	usual time.Duration
+	// gone: the worker that runs it did not answer when workers were asked since.
+	gone bool
 }
 
 // problem is something red or amber about the whole fleet or a target.
@@ -142,7 +144,8 @@ func (f *fleet) build(cfg *config.Config, file string, now time.Time) *view {
 	f.load(cfg)
 	for i := range f.plans {
 		t := f.target(&f.plans[i], now, &overdue)
-		if v.away && t.level == good { // it was
+		// It was; or what was not read yet, or cannot be, may say otherwise.
+		if unread := !f.caughtUp || f.troubles[auditLog] != ""; (v.away || unread) && t.level == good {
 			t.level = unknown
 		}
 		v.targets = append(v.targets, t)
@@ -381,6 +384,8 @@ func (f *fleet) queues(v *view) {
 		} else if r != nil && j.Work == config.WorkDrill {
 			j.usual = r.drillTook
 		}
+		// Who was asked before the job began says nothing of its worker, which may have come since.
+		j.gone = j.Runs() && f.crew.Known() && j.Since != nil && f.crewAt.After(*j.Since) && !f.crew.Answers(j.Worker)
 		switch {
 		case j.Runs():
 		case j.Stuck():

@@ -31,6 +31,8 @@ const (
 	deliveriesSince = 24 * time.Hour
 	// retryAfter is the pause after an audit log that could not be followed.
 	retryAfter = 5 * time.Second
+	// auditLog is what the page calls the stream of events.
+	auditLog = "the audit log"
 )
 
 // reader is what the page needs of the bus. All of it reads.
@@ -80,7 +82,7 @@ func (w *watcher) follow(ctx context.Context) error {
 				w.nudge()
 			},
 		})
-		if w.fleet.trouble("the audit log", err) {
+		if w.fleet.trouble(auditLog, err) {
 			w.changed()
 		}
 		if err != nil {
@@ -293,10 +295,11 @@ func (w *watcher) readJobs(ctx context.Context) error {
 }
 
 func (w *watcher) readCrew(ctx context.Context) error {
+	asked := w.now()
 	workers, err := w.bus.Workers(ctx)
 	w.fleet.set(func() bool {
 		changed := len(workers) != len(w.fleet.crew.Workers()) || w.fleet.crew.Known() != (err == nil)
-		w.fleet.crew = ops.NewCrew(workers, err)
+		w.fleet.crew, w.fleet.crewAt = ops.NewCrew(workers, err), asked
 		return changed
 	})
 	return err

@@ -37,10 +37,11 @@ func speak(asked, accepted string) string {
 type words struct {
 	Lang, HTMLLang, Other, OtherLang, SwitchTo string
 
-	AllWell, RedOne, RedMany, AmberOnly, Starting, Summary string
-	Red, Amber, Good, Unknown                              string
-	WhatIsRed, NothingRed, More, Since, Runbook            string
-	Away, AwayWhy, AsOf, PageAway, Updated, Blind          string
+	AllWell, RedOne, RedMany, AmberOnly, SomeUnknown string
+	Starting, Summary                                string
+	Red, Amber, Good, Unknown                        string
+	WhatIsRed, NothingRed, More, Since, Runbook      string
+	Away, AwayWhy, AsOf, PageAway, Updated, Blind    string
 
 	Targets, Target, RPO, LastSnapshot, LastProof, NextTick        string
 	UsedOf, AgeOnly, NoData, FirstSeen, ExceededBy                 string
@@ -50,6 +51,7 @@ type words struct {
 
 	Jobs, Job, State, For, NoJobs, Usually, WaitJobs, StuckJobs, MoreJobs string
 	Running, Committing, Waiting, Retrying, Cancelled, NoTaker, Attempt   string
+	NoAnswer                                                              string
 	Deliveries, When, Receiver, What, Outcome, Lag, NoDeliveries, Waits   string
 	Delivered, Digest, Folded, HandedOn, Dead, UnroutedNow                string
 	DeadLetters, From, Reason, NoLetters, MoreLetters                     string
@@ -77,7 +79,8 @@ func inEnglish() *words {
 		Lang: english, HTMLLang: "en", Other: chinese, OtherLang: "zh-Hans", SwitchTo: "中文",
 
 		AllWell: "All is well", RedOne: "1 thing is red", RedMany: "%d things are red", AmberOnly: "Nothing is red; %d to watch",
-		Starting: "Reading what there is…", Summary: "Targets: %d red, %d to watch, %d not known, %d well",
+		SomeUnknown: "Nothing is known to be red; %d not known",
+		Starting:    "Reading what there is…", Summary: "Targets: %d red, %d to watch, %d not known, %d well",
 		Red: "red", Amber: "watch", Good: "well", Unknown: "not known",
 		WhatIsRed: "What is red", NothingRed: "Nothing is red.", More: "and %d more, below", Since: "since %s", Runbook: "Runbook",
 		Away: "NATS does not answer since %s. What stands below is of then, and may be wrong by now.", AwayWhy: "Why", AsOf: "as of %s",
@@ -96,6 +99,7 @@ func inEnglish() *words {
 		Jobs: "Running jobs", Job: "Job", State: "State", For: "For", NoJobs: "No job waits or runs.", Usually: "last time %s", WaitJobs: "%d wait for a free worker",
 		StuckJobs: "%d wait, and no worker takes them", MoreJobs: "and %d more: lifeboat jobs list",
 		Running: "running", Committing: "committing", Waiting: "waiting", Retrying: "to be tried again", Cancelled: "cancelled", NoTaker: "no worker takes it",
+		NoAnswer:   "its worker does not answer",
 		Attempt:    "attempt %d",
 		Deliveries: "Recent deliveries", When: "When", Receiver: "Receiver", What: "Alert", Outcome: "Outcome", Lag: "Lag",
 		NoDeliveries: "No alert was delivered in the last day.", Waits: "%d wait for %s",
@@ -125,7 +129,8 @@ func inChinese() *words {
 		Lang: chinese, HTMLLang: "zh-Hans", Other: english, OtherLang: "en", SwitchTo: "English",
 
 		AllWell: "一切正常", RedOne: "1 项告急", RedMany: "%d 项告急", AmberOnly: "没有告急；%d 项需留意",
-		Starting: "正在读取现状…", Summary: "目标：%d 个告急，%d 个需留意，%d 个未知，%d 个正常",
+		SomeUnknown: "没有已知的告急；%d 项未知",
+		Starting:    "正在读取现状…", Summary: "目标：%d 个告急，%d 个需留意，%d 个未知，%d 个正常",
 		Red: "告急", Amber: "留意", Good: "正常", Unknown: "未知",
 		WhatIsRed: "告急事项", NothingRed: "没有告急事项。", More: "另有 %d 项，见下", Since: "自 %s", Runbook: "处置手册",
 		Away: "NATS 自 %s 起没有应答。下面是那时的状态，现在可能已不准确。", AwayWhy: "原因", AsOf: "截至 %s",
@@ -144,6 +149,7 @@ func inChinese() *words {
 		Jobs: "运行中的作业", Job: "作业", State: "状态", For: "已进行", NoJobs: "没有等待或运行的作业。", Usually: "上次 %s", WaitJobs: "%d 个等待空闲的 worker",
 		StuckJobs: "%d 个在等待，但没有 worker 接手", MoreJobs: "另有 %d 个：lifeboat jobs list",
 		Running: "运行中", Committing: "提交中", Waiting: "等待中", Retrying: "将重试", Cancelled: "已取消", NoTaker: "没有 worker 接手",
+		NoAnswer:   "其 worker 没有应答",
 		Attempt:    "第 %d 次尝试",
 		Deliveries: "最近投递", When: "时间", Receiver: "接收方", What: "告警", Outcome: "结果", Lag: "延迟",
 		NoDeliveries: "最近一天没有投递告警。", Waits: "%d 条等待投递到 %s",

@@ -139,9 +139,9 @@ func webhooks(hook *ingest.Handlers, tokens config.SecretFile) http.Handler {
 	mux.Handle(ingest.Path, hook.Webhook())
 	mux.Handle(ingest.GenericPath, hook.Generic())
 	if tokens == "" {
-		return mux
+		return hook.Count(mux)
 	}
-	return web.Bearer(tokens.Read, mux)
+	return hook.Count(web.Bearer(tokens.Read, mux))
 }
 
 // assemble makes the parts.

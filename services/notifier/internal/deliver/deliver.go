@@ -112,11 +112,14 @@ type Deliverer struct {
 	// mu guards what is compiled from the configuration in force.
 	mu       sync.Mutex
 	compiled *compiled
+
+	// measured are the receivers that have gauges. It is the sweep's own.
+	measured map[string]bool
 }
 
 // New makes a deliverer.
 func New(o Options) *Deliverer {
-	return &Deliverer{o: o, metrics: newMetrics(o.Registerer)}
+	return &Deliverer{o: o, metrics: newMetrics(o.Registerer), measured: map[string]bool{}}
 }
 
 // giveWay lets what is more urgent go first: webhooks that are being taken.

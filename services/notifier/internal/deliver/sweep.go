@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -103,27 +106,49 @@ func over(g *lifeboatv1.Group, age time.Duration) bool {
 // measure sets the gauges of what waits and of what may still be sent.
 func (d *Deliverer) measure(ctx context.Context, c *compiled, waiting map[string]uint64) {
 	now, m := d.o.Now(), d.metrics
+	d.forgetRemoved(c)
 	budgets := map[string]budget.Shown{}
 	for _, r := range c.cfg.Notifier.Receivers {
 		subjects := []string{bus.CriticalSubject(r.Name), bus.DeliverySubject(r.Name)}
-		n, oldest := uint64(0), time.Duration(0)
+		n, oldest, known := uint64(0), time.Duration(0), true
+		d.measured[r.Name] = true
 		for _, s := range subjects {
 			if waiting[s] == 0 {
 				continue
 			}
 			n += waiting[s]
-			if first, err := d.o.Bus.First(ctx, bus.StreamAlerts, s); err == nil {
+			first, err := d.o.Bus.First(ctx, bus.StreamAlerts, s)
+			switch {
+			case err == nil:
 				oldest = max(oldest, now.Sub(first.Stored))
+			case !errors.Is(err, bus.ErrNoMessage): // else it was delivered meanwhile
+				known = false
 			}
 		}
 		m.waiting.WithLabelValues(r.Name).Set(float64(n))
-		m.oldest.WithLabelValues(r.Name).Set(oldest.Seconds())
+		if known { // else it stays what it was: 0 would say that nothing waits
+			m.oldest.WithLabelValues(r.Name).Set(oldest.Seconds())
+		}
 		m.held.WithLabelValues(r.Name).Set(float64(waiting[bus.HeldSubject(r.Name)]))
 		if b, ok := d.shown(ctx, c, r); ok {
 			budgets[r.Name] = b
 		}
 	}
 	d.o.Budgets.Show(budgets)
+}
+
+// forgetRemoved takes the gauges of receivers back that a reload has removed.
+func (d *Deliverer) forgetRemoved(c *compiled) {
+	m := d.metrics
+	for name := range d.measured {
+		if slices.ContainsFunc(c.cfg.Notifier.Receivers, func(r config.Receiver) bool { return r.Name == name }) {
+			continue
+		}
+		for _, g := range []*prometheus.GaugeVec{m.waiting, m.oldest, m.paused, m.held} {
+			g.DeleteLabelValues(name)
+		}
+		delete(d.measured, name)
+	}
 }
 
 // shown measures how long a receiver is left alone, and says which budget is its.

@@ -90,6 +90,9 @@ type answer func(w http.ResponseWriter, alerts int, ids []string, no *refusal)
 func (h *Handlers) endpoint(name string, parse parser, say answer) http.Handler {
 	seconds := h.metrics.seconds.WithLabelValues(name)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if rec, ok := w.(*recorder); ok {
+			rec.counted = true
+		}
 		begin := h.o.Now()
 		ctx, span := traced(r.Context(), r, name)
 		alerts, ids, no := h.take(r.WithContext(ctx), parse)

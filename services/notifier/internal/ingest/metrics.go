@@ -16,7 +16,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return &metrics{
 		requests: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "lifeboat_webhook_requests_total",
-			Help: "Requests answered, by endpoint (alertmanager, generic) and status code. 200 means that all their alerts are stored.",
+			Help: "Requests answered, by endpoint (alertmanager, generic; other: posted to another path) and status code. 200 means that all their alerts are stored.",
 		}, []string{"endpoint", "code"}),
 		alerts: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "lifeboat_webhook_alerts_total", Help: "Alerts taken, by status (firing, resolved, event). One that is sent again counts again, and is stored once.",

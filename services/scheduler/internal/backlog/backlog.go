@@ -20,8 +20,9 @@ import (
 const (
 	// interval is how often the jobs are looked at.
 	interval = 10 * time.Second
-	// share limits what a look may cost: after one the next waits for so many times as long as it took.
-	share = 50
+	// share limits what a look may cost: after one the next waits for so many times as long as it took, but not longer than longest.
+	share   = 50
+	longest = 2 * time.Minute
 	// fewJobs is up to how many claims are read one by one rather than all that there are.
 	fewJobs = 200
 	// timeout bounds one look.
@@ -90,7 +91,11 @@ func (b *Backlog) Run(ctx context.Context) error {
 		b.mu.Lock()
 		b.last = last
 		b.mu.Unlock()
-		t := time.NewTimer(max(interval, share*b.o.Now().Sub(began)))
+		pause := interval
+		if err == nil { // how long a failed one took says how long NATS was waited for, and not what a look costs
+			pause = min(max(interval, share*b.o.Now().Sub(began)), longest)
+		}
+		t := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 			t.Stop()

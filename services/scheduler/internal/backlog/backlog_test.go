@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -121,4 +123,60 @@ func TestAbsentWhileNATSIsAway(t *testing.T) {
 	require.Eventually(t, func() bool { return len(gathered(t, reg)) == 0 }, 10*time.Second, time.Millisecond)
 	cancel()
 	require.NoError(t, <-done)
+}
+
+// slowBus is a NATS whose looks take as long as it says, and fail while it is away.
+type slowBus struct {
+	takes atomic.Int64
+	away  atomic.Bool
+	looks atomic.Int64
+}
+
+func (b *slowBus) Scan(context.Context, string, string, func(*bus.Message) error) error {
+	b.looks.Add(1)
+	<-time.After(time.Duration(b.takes.Load()))
+	if b.away.Load() {
+		return errors.New("it is away")
+	}
+	return nil
+}
+
+func (*slowBus) First(context.Context, string, string) (*bus.Message, error) {
+	return nil, bus.ErrNoMessage
+}
+
+// A look that failed after long is no costly one: when NATS is back, what waits is known again soon. One that took long and went well is
+// let be, but not for ever.
+func TestKnownAgainSoonAfterNATSWasAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const long = 20 * time.Second
+		reg, slow := prometheus.NewRegistry(), &slowBus{}
+		slow.takes.Store(int64(long))
+		slow.away.Store(true)
+		l := New(Options{Bus: slow, Logger: slog.New(slog.DiscardHandler), Registerer: reg, Now: time.Now})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- l.Run(ctx) }()
+		pass := func(d time.Duration) {
+			<-time.After(d)
+			synctest.Wait()
+		}
+		pass(long)
+		require.Empty(t, gathered(t, reg))
+		slow.away.Store(false)
+		slow.takes.Store(0)
+		pass(15 * time.Second)
+		assert.NotEmpty(t, gathered(t, reg))
+
+		slow.takes.Store(int64(long))
+		pass(interval + long)
+		looks := slow.looks.Load()
+		pass(longest - interval)
+		assert.Equal(t, looks, slow.looks.Load())
+		pass(interval)
+		assert.Equal(t, looks+1, slow.looks.Load())
+		cancel()
+		<-time.After(long)
+		require.NoError(t, <-done)
+	})
 }
