@@ -239,6 +239,10 @@ func beingStored(err error) bool {
 	return errors.As(err, &refused) && refused.ErrorCode == codeSameIDInProcess
 }
 
+// Leaderless says that NATS answers and nobody took the message: the stream is not there, or the server that led it has gone and its
+// successor is chosen, which takes some seconds.
+func Leaderless(err error) bool { return errors.Is(err, jetstream.ErrNoStreamResponse) }
+
 // classify turns the server's refusals into our sentinels and keeps the server's words.
 func classify(err error) error {
 	var api *jetstream.APIError

@@ -133,11 +133,28 @@ func (f *runFlags) publisher(cmd *cobra.Command, cfg *config.Config) (*publisher
 	return &publisher{bus: b, by: "cli " + console.Whoami(), progress: cmd.ErrOrStderr(), where: where}, nil
 }
 
+// For so long after a server of the cluster was lost somebody may have to wait for the next leader of the stream.
+const (
+	leaderPatience = 10 * time.Second
+	leaderEvery    = 500 * time.Millisecond
+)
+
 // publish asks for a job, which can be waited for. ErrBusy: one waits or runs already.
 func (p *publisher) publish(ctx context.Context, work config.Work, target string, job *lifeboatv1.Job) (*waiter, error) {
 	subject := bus.JobSubject(work, target)
 	job.RequestedBy = p.by
 	seq, err := p.bus.Publish(ctx, bus.Outgoing{Subject: subject, Message: job})
+	if bus.Leaderless(err) {
+		fmt.Fprintln(p.progress, "NATS answers, and nobody has the stream: waiting for its next leader")
+	}
+	for end := time.Now().Add(leaderPatience); bus.Leaderless(err) && time.Now().Before(end); {
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w (%w)", err, context.Cause(ctx))
+		case <-time.After(leaderEvery):
+			seq, err = p.bus.Publish(ctx, bus.Outgoing{Subject: subject, Message: job})
+		}
+	}
 	if errors.Is(err, bus.ErrBusy) || errors.Is(err, bus.ErrDenied) {
 		return nil, err
 	}

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -132,6 +134,38 @@ func TestRunWaitsForAJobThatAReplicaDidNotHaveYet(t *testing.T) {
 
 // The acknowledgement names the job's sequence, which ends its id; the rest is asked for. A job that is quicker than that question
 // is found in the audit log.
+// said is closed by the first word of progress.
+type said chan struct{}
+
+func (s said) Write(b []byte) (int, error) {
+	select {
+	case <-s:
+	default:
+		close(s)
+	}
+	return len(b), nil
+}
+
+// Right after a server of a cluster was lost its streams have no leader, and nobody answers: as here, where there is no stream yet.
+func TestRunWaitsForALeader(t *testing.T) {
+	j := newJobs(t)
+	nc, err := nats.Connect(j.url)
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	require.NoError(t, err)
+	require.NoError(t, js.DeleteStream(t.Context(), bus.StreamJobs))
+	p := &publisher{bus: j.bus, progress: make(said), where: j.url}
+	done := make(chan error, 1)
+	go func() {
+		_, failed := p.publish(t.Context(), config.WorkSnapshot, "etcd-prod", &lifeboatv1.Job{})
+		done <- failed
+	}()
+	<-p.progress.(said) //nolint:errcheck,forcetypeassert // it is what was put there
+	require.NoError(t, j.bus.EnsureStreams(t.Context()))
+	require.NoError(t, <-done)
+}
+
 func TestRunTellsTheJobsID(t *testing.T) {
 	for _, wait := range []bool{false, true} {
 		for _, quick := range []bool{false, true} {
