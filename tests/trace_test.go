@@ -88,7 +88,7 @@ func (f *traced) ofAnEvent(t *testing.T) {
 	require.Len(t, id, 32)
 	spans := f.spans(id, "tick", "process backup-snapshot", "claim", "snapshot", "open", "upload", "read_back", "commit",
 		"process notifier-events", "process notifier-route", "process deliver-slack", "deliver", "send")
-	connected(t, spans, "tick")
+	spans = f.connected(t, spans, "tick")
 	assert.Less(t, len(spans), 40, "a snapshot has a few spans, whatever its size: %+v", spans)
 	services := map[string]bool{}
 	for _, s := range spans {
@@ -123,7 +123,7 @@ func (f *traced) ofAnAlert(t *testing.T) {
 		return false
 	}, time.Minute, 100*time.Millisecond, "no alert of the fleet's own came back from Alertmanager in a trace that is told in the chat")
 	spans := f.spans(id, "tick", "process backup-drill", "alert received", "process notifier-route", "process deliver-slack", "deliver", "send")
-	connected(t, spans, "tick")
+	spans = f.connected(t, spans, "tick")
 	e := f.event("lifeboat.event.drill.failed.empty")
 	assert.NotEmpty(t, e.GetTraceId())
 	i := slices.IndexFunc(spans, func(s otlptest.Span) bool { return s.Name == "alert received" })
@@ -136,12 +136,25 @@ func (f *traced) ofAnAlert(t *testing.T) {
 	assert.True(t, spans[i].Failed, "the drill failed")
 }
 
-// connected holds that spans are one tree, below one root.
-func connected(t *testing.T, spans []otlptest.Span, root string) {
+// connected holds that the spans of a trace are one tree, below one root, and gives them all. A parent ends, and comes, after its children:
+// it is waited for.
+func (f *traced) connected(t *testing.T, spans []otlptest.Span, root string) []otlptest.Span {
 	t.Helper()
-	ids := map[string]bool{}
-	for _, s := range spans {
-		ids[s.ID] = true
+	var ids map[string]bool
+	whole := func() bool {
+		spans, ids = f.collector.Trace(spans[0].TraceID), map[string]bool{}
+		for _, s := range spans {
+			ids[s.ID] = true
+		}
+		return !slices.ContainsFunc(spans, func(s otlptest.Span) bool { return s.Parent != "" && !ids[s.Parent] })
+	}
+	for end := time.After(30 * time.Second); !whole(); {
+		select {
+		case <-time.After(100 * time.Millisecond):
+			continue
+		case <-end:
+		}
+		break
 	}
 	for _, s := range spans {
 		if s.Parent == "" {
@@ -150,6 +163,7 @@ func connected(t *testing.T, spans []otlptest.Span, root string) {
 			assert.Truef(t, ids[s.Parent], "%s hangs on nothing", s.Name)
 		}
 	}
+	return spans
 }
 
 // Every line about a job or an alert says which trace, target and job or delivery it is about.
@@ -193,7 +207,9 @@ func (f *traced) lines(t *testing.T, name, trace string) (all []map[string]any) 
 	file, err := os.Open(f.processes[name].log)
 	require.NoError(t, err)
 	defer file.Close()
-	for s := bufio.NewScanner(file); s.Scan(); {
+	s := bufio.NewScanner(file)
+	s.Buffer(nil, 16<<20) // a line may have a long error in it
+	for s.Scan() {
 		line := map[string]any{}
 		if json.Unmarshal(s.Bytes(), &line) != nil {
 			continue // it is just being written
@@ -202,6 +218,7 @@ func (f *traced) lines(t *testing.T, name, trace string) (all []map[string]any) 
 			all = append(all, line)
 		}
 	}
+	require.NoError(t, s.Err())
 	return all
 }
 

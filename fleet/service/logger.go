@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 
 	"github.com/lmittmann/tint"
 	"github.com/mattn/go-isatty"
@@ -25,21 +26,25 @@ func NewLogger(out io.Writer, level string) (*slog.Logger, error) {
 	} else {
 		h = slog.NewJSONHandler(out, &slog.HandlerOptions{Level: l})
 	}
-	return slog.New(traceHandler{h}), nil
+	return slog.New(traceHandler{Handler: h}), nil
 }
 
 // traceHandler adds trace_id to every record that is logged under a trace, and what was noted of whatever is at hand, unless the record
 // says it by itself.
-type traceHandler struct{ slog.Handler }
+type traceHandler struct {
+	slog.Handler
+	// said are the keys that the logger itself has, in the group that it writes to.
+	said []string
+}
 
 func (h traceHandler) Handle(ctx context.Context, r slog.Record) error {
 	if id := tracing.ID(ctx); id != "" {
 		r.AddAttrs(slog.String("trace_id", id))
 	}
 	for _, note := range tracing.Notes(ctx) {
-		said := false
+		said := slices.Contains(h.said, note.Key)
 		r.Attrs(func(a slog.Attr) bool {
-			said = a.Key == note.Key
+			said = said || a.Key == note.Key
 			return !said
 		})
 		if !said {
@@ -50,9 +55,17 @@ func (h traceHandler) Handle(ctx context.Context, r slog.Record) error {
 }
 
 func (h traceHandler) WithAttrs(as []slog.Attr) slog.Handler {
-	return traceHandler{h.Handler.WithAttrs(as)}
+	said := slices.Clone(h.said) // loggers that come of the same one must not share it
+	for _, a := range as {
+		said = append(said, a.Key)
+	}
+	return traceHandler{h.Handler.WithAttrs(as), said}
 }
 
 func (h traceHandler) WithGroup(name string) slog.Handler {
-	return traceHandler{h.Handler.WithGroup(name)}
+	said := h.said
+	if name != "" {
+		said = nil
+	}
+	return traceHandler{h.Handler.WithGroup(name), said}
 }

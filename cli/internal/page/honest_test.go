@@ -224,3 +224,91 @@ func TestAnswersHaveATime(t *testing.T) {
 		require.Fail(t, "it still waits for who does not read")
 	}
 }
+
+// queues is a stream of deliveries that wait.
+type queues struct {
+	reader
+	waiting map[string]uint64
+}
+
+func (q *queues) Subjects(context.Context, string, string) (map[string]uint64, error) {
+	return q.waiting, nil
+}
+
+// A chat that is dead, or no notifier: what waits and does not become less is red after ten minutes, and not before.
+func TestDeliveriesThatAreStuck(t *testing.T) {
+	l, q, at := newTold(t, two), &queues{}, threeAM().Add(-time.Hour)
+	for _, name := range []string{"a", "b"} {
+		l.committed(name, time.Hour)
+		l.proven(name, time.Hour)
+	}
+	w := &watcher{bus: q, fleet: l.f, now: func() time.Time { return at }}
+	wait := func(ago time.Duration, slack, critical uint64) {
+		at, q.waiting = threeAM().Add(-ago), map[string]uint64{}
+		for subject, n := range map[string]uint64{bus.DeliverySubject("ops-slack"): slack, bus.CriticalSubject("ops-slack"): critical} {
+			if n > 0 {
+				q.waiting[subject] = n
+			}
+		}
+		require.NoError(t, w.readWaiting(t.Context()))
+	}
+	wait(20*time.Minute, 100, 1)
+	wait(11*time.Minute, 50, 1) // some were told
+	wait(9*time.Minute, 90, 1)
+	require.Len(t, l.view().problems, 1)
+	p := l.view().problems[0]
+	assert.Equal(t, "91 deliveries wait for ops-slack, and none gets through", l.screen(english).Problems()[0].Lines[0].Text)
+	assert.Equal(t, red, p.level)
+	assert.Equal(t, threeAM().Add(-11*time.Minute), p.since)
+	assert.Equal(t, "lifeboat notify deliveries --receiver ops-slack", p.command)
+	assert.Equal(t, "https://runbooks.example.com/lifeboat-deliveries-stuck.md", l.screen(english).Problems()[0].Lines[0].Runbook)
+	assert.Equal(t, "1 项告急", l.screen(chinese).Verdict())
+	wait(5*time.Minute, 89, 1)
+	assert.Equal(t, "All is well", l.screen(english).Verdict(), "some are told again")
+	wait(4*time.Minute, 0, 0)
+	wait(3*time.Minute, 2, 0)
+	assert.Equal(t, threeAM().Add(-3*time.Minute), l.f.waiting.since["ops-slack"], "an empty queue begins anew")
+}
+
+// What was well long ago is to be watched: a proof after two drills and the rpo, a snapshot without an rpo after two ticks and an hour.
+func TestWhatWasWellLongAgo(t *testing.T) {
+	l := newTold(t, `  - {name: a, etcd: {endpoints: ["http://127.0.0.1:1"]}, rpo: 4h, drill: {schedule: "@every 24h"}}
+  - {name: b, etcd: {endpoints: ["http://127.0.0.1:1"]}, schedule: "@every 2h"}
+  - {name: c, etcd: {endpoints: ["http://127.0.0.1:1"]}}
+`)
+	levels := func() map[string]string {
+		all := map[string]string{}
+		for _, v := range l.view().targets {
+			all[v.name] = v.level.String()
+			for _, n := range v.notes {
+				all[v.name] += " " + n.alert
+			}
+		}
+		return all
+	}
+	l.committed("a", time.Hour)
+	l.proven("a", 50*time.Hour) // of data of an hour and two minutes before
+	l.committed("b", 4*time.Hour+50*time.Minute)
+	l.proven("b", 10000*time.Hour) // no drill is due
+	l.committed("c", 10000*time.Hour)
+	l.proven("c", 10000*time.Hour)
+	assert.Equal(t, map[string]string{"a": "good", "b": "good", "c": "good"}, levels())
+	l.proven("a", 51*time.Hour)
+	l.committed("b", 5*time.Hour+time.Minute)
+	assert.Equal(t, map[string]string{"a": "amber LifeboatNothingProven", "b": "amber LifeboatWorkOverdue", "c": "good"}, levels())
+	l.cfg.Targets[1].Paused = true
+	assert.Equal(t, "amber ", levels()["b"], "it is meant so, and said")
+}
+
+// The audit log is not for ever: the page says no more than what it has.
+func TestWhatIsNotInTheAuditLog(t *testing.T) {
+	l := newTold(t, two)
+	l.committed("a", time.Hour)
+	for lang, want := range map[string][2]string{
+		english: {"none in the audit log", "The audit log has no drill that proves that a restores"},
+		chinese: {"审计日志中没有", "审计日志中没有演练证明 a 可以恢复"},
+	} {
+		row := l.screen(lang).Rows()[0]
+		assert.Equal(t, want, [2]string{row.Proof.None, row.Why})
+	}
+}

@@ -159,7 +159,10 @@ func everything(t *testing.T) *told {
 		{ID: "2", Work: config.WorkDrill, Target: "etcd-prod", State: "retrying", Attempt: 2, StoredAt: since},
 		{ID: "3", Work: config.WorkSnapshot, Target: "etcd-seoul", State: "no worker", StoredAt: since},
 	}
-	l.f.waiting = waiting{unrouted: 2, unroutedSince: threeAM().Add(-10 * time.Minute), receivers: map[string]uint64{"ops-slack": 3}}
+	l.f.waiting = waiting{
+		unrouted: 2, unroutedSince: threeAM().Add(-10 * time.Minute), receivers: map[string]uint64{"ops-slack": 3},
+		since: map[string]time.Time{"ops-slack": threeAM().Add(-11 * time.Minute)},
+	}
 	l.f.crew = ops.NewCrew([]bus.WorkerInfo{{Actor: "lifeboat-backup@node-3:71", Roles: []string{"snapshot", "drill", "verify", "prune"}}}, nil)
 	return l
 }
@@ -203,7 +206,7 @@ func TestWhatIsRedStandsFirst(t *testing.T) {
 		"Nobody decides: 1 schedules are overdue. No scheduler runs, or it cannot write to NATS.",
 		"Zone seoul has no worker for snapshot jobs (targets: 1)",
 		"The canary of receiver ops-slack did not arrive",
-		"2 webhooks wait: no notifier takes them",
+		"2 webhooks wait: no notifier takes them", "3 deliveries wait for ops-slack, and none gets through",
 		"etcd-prod has no good snapshot within its RPO", "The last snapshot of etcd-prod failed",
 		"The last restore drill of consul-kv failed",
 		"New dead letters in the last day: 1", // that of nomad-jobs was mended by a snapshot since

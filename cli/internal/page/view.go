@@ -18,6 +18,10 @@ const (
 	overdueAfter = 90 * time.Second
 	// lateAfter is how long a webhook may wait for a notifier.
 	lateAfter = time.Minute
+	// stuckAfter is how long deliveries may wait for a receiver without one that leaves the queue; LifeboatDeliveriesStuck has the same.
+	stuckAfter = 10 * time.Minute
+	// jobTime is how long a job may take until its tick counts as one without success.
+	jobTime = time.Hour
 	// silentAfter is how long NATS may say nothing.
 	silentAfter = 12 * time.Second
 	// horizon is how far the next tick is looked for, and blackoutLimit behind how many ticks in a blackout no further one is.
@@ -202,10 +206,35 @@ func (f *fleet) target(p *plan, now time.Time, overdue *int) *targetView {
 		v.note(problem{level: amber, title: func(w *words) string { return w.NeverProven }, arg: []any{t.Name}, work: config.WorkDrill})
 	}
 	f.schedulesOf(p, v, now, overdue)
+	v.stale(p, r, now)
 	if v.level == good && !v.rpo.known {
 		v.level = unknown
 	}
 	return v
+}
+
+// stale says that what was well is long ago, by the limits of deploy/prometheus/lifeboat.recording.yml: data that a drill has restored after
+// two drills and the rpo, and a snapshot without an rpo after two ticks and jobTime.
+func (v *targetView) stale(p *plan, r *record, now time.Time) {
+	t, proven := p.target, cmp.Or(r.proof.of, r.proof.at)
+	for i := range p.schedules {
+		s := &p.schedules[i]
+		switch {
+		case s.Name == string(config.WorkDrill) && !proven.IsZero() && now.Sub(proven) > t.RPO:
+			if gap := s.longestGap(t, proven); gap > 0 && now.Sub(proven) > 2*gap+t.RPO {
+				v.note(problem{
+					level: amber, title: func(w *words) string { return w.ProofOld }, arg: []any{t.Name}, since: proven, alert: "LifeboatNothingProven",
+					work: config.WorkDrill,
+				})
+			}
+		case s.Name == string(config.WorkSnapshot) && t.RPO == 0 && !r.of.IsZero() && !v.schedules[i].paused && now.Sub(r.of) > jobTime:
+			if gap := s.longestGap(t, r.of); gap > 0 && now.Sub(r.of) > 2*gap+jobTime {
+				v.note(problem{
+					level: amber, title: func(w *words) string { return w.SnapshotOld }, arg: []any{t.Name}, since: r.of, alert: "LifeboatWorkOverdue",
+				})
+			}
+		}
+	}
 }
 
 // note adds what is wrong with a target.
@@ -305,6 +334,20 @@ func (f *fleet) fleetProblems(v *view, cfg *config.Config, overdue int) {
 			level: red, title: func(w *words) string { return w.Unrouted }, arg: []any{f.waiting.unrouted}, since: f.waiting.unroutedSince,
 			command: "lifeboat notifier healthcheck",
 		})
+	}
+	f.stuck(v)
+}
+
+// stuck finds receivers for which alerts wait and nothing is told: the chat, or every notifier, is away.
+func (f *fleet) stuck(v *view) {
+	for _, name := range sortedKeys(f.waiting.receivers) {
+		since := f.waiting.since[name]
+		if n := f.waiting.receivers[name]; n > 0 && !since.IsZero() && v.asOf.Sub(since) > stuckAfter {
+			v.problems = append(v.problems, problem{
+				level: red, title: func(w *words) string { return w.Stuck }, arg: []any{n, ops.Clean(name)}, since: since, alert: "LifeboatDeliveriesStuck",
+				command: "lifeboat notify deliveries --receiver " + quote(name) + v.flag,
+			})
+		}
 	}
 }
 

@@ -311,6 +311,8 @@ type waiting struct {
 	unrouted      uint64
 	unroutedSince time.Time
 	receivers     map[string]uint64
+	// since is from when on what waits for a receiver did not become less.
+	since map[string]time.Time
 }
 
 func (w *watcher) readWaiting(ctx context.Context) error {
@@ -333,6 +335,12 @@ func (w *watcher) readWaiting(ctx context.Context) error {
 			now.unroutedSince = old.unroutedSince
 			if now.unroutedSince.IsZero() {
 				now.unroutedSince = w.now()
+			}
+		}
+		now.since = make(map[string]time.Time, len(now.receivers))
+		for name, n := range now.receivers {
+			if now.since[name] = old.since[name]; now.since[name].IsZero() || n < old.receivers[name] {
+				now.since[name] = w.now()
 			}
 		}
 		w.fleet.waiting = now

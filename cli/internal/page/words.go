@@ -60,7 +60,8 @@ type words struct {
 	RPOExceeded, RPONearly, SnapshotFailed, VerifyFailed, DrillFailed, EscrowFailed string
 	CopyFailed, PruneFailed, PruneHeld, SourceWorrying, JobRejected, CanaryLate     string
 	AlertMissed, NeverProven, NoSnapshot, Paused, Missed, Unreadable, NoScheduler   string
-	NoWorker, NoWorkerFor, NoWorkerIn, Unrouted, NewLetters                         string
+	NoWorker, NoWorkerFor, NoWorkerIn, Unrouted, NewLetters, Stuck                  string
+	ProofOld, SnapshotOld                                                           string
 
 	DayUnit, HourUnit, MinuteUnit, SecondUnit string
 	// Works are the kinds of work.
@@ -90,7 +91,7 @@ func inEnglish() *words {
 		Targets: "Targets", Target: "Target", RPO: "RPO clock", LastSnapshot: "Last snapshot", LastProof: "Last proven restore", NextTick: "Next tick",
 		UsedOf: "%d%% used: %s of %s", AgeOnly: "%s old; no RPO", NoData: "not known", FirstSeen: "no snapshot since the target was first seen",
 		ExceededBy: "exceeded by %s: %s of %s",
-		Never:      "never", Unseen: "none in the audit log", None: "none", Ago: "%s ago", In: "in %s", Now: "just now", RTO: "restored in %s", Took: "took %s",
+		Never:      "none in the audit log", Unseen: "none in the audit log", None: "none", Ago: "%s ago", In: "in %s", Now: "just now", RTO: "restored in %s", Took: "took %s",
 		DataOf: "data of %s", PausedIt: "paused",
 		Schedules: "Schedules", Details: "Details", Worst: "%d to %d of %d, the worst first", Previous: "Previous", Next: "Next", Find: "Find",
 		FindHint: "Part of a target's name", NoTargets: "The configuration has no targets.", NoMatch: "No target's name has “%s” in it.",
@@ -112,12 +113,13 @@ func inEnglish() *words {
 		EscrowFailed: "The escrow key did not restore %s", CopyFailed: "A snapshot of %s is not in the second bucket",
 		PruneFailed: "Retention of %s could not be applied", PruneHeld: "%s suddenly shrank: nothing is deleted until somebody confirms",
 		SourceWorrying: "The source of %s is not well", JobRejected: "A job for %s was rejected", CanaryLate: "The canary of receiver %s did not arrive",
-		AlertMissed: "An alert about %s never reached Lifeboat", NeverProven: "No drill has proven that %s restores", NoSnapshot: "%s has no snapshot yet", Paused: "%s: schedule %s is paused",
+		AlertMissed: "An alert about %s never reached Lifeboat", NeverProven: "The audit log has no drill that proves that %s restores", NoSnapshot: "%s has no snapshot yet", Paused: "%s: schedule %s is paused",
 		Missed: "%s: the last tick of %s was not run", Unreadable: "Could not be read: %s",
 		NoScheduler: "Nobody decides: %d schedules are overdue. No scheduler runs, or it cannot write to NATS.",
 		NoWorker:    "No worker answers: nothing is backed up", NoWorkerFor: "No worker takes %s jobs (targets: %d)",
 		NoWorkerIn: "Zone %s has no worker for %s jobs (targets: %d)", Unrouted: "%d webhooks wait: no notifier takes them",
-		NewLetters: "New dead letters in the last day: %d",
+		NewLetters: "New dead letters in the last day: %d", Stuck: "%d deliveries wait for %s, and none gets through",
+		ProofOld: "The last proven restore of %s is of old data: no drill has proven newer", SnapshotOld: "The last snapshot of %s is older than two ticks",
 
 		DayUnit: "%d d", HourUnit: "%d h", MinuteUnit: "%d min", SecondUnit: "%d s",
 		Works: map[string]string{"snapshot": "snapshot", "verify": "verify", "drill": "drill", "prune": "prune"},
@@ -140,7 +142,7 @@ func inChinese() *words {
 		Targets: "目标", Target: "目标", RPO: "RPO 时钟", LastSnapshot: "最近快照", LastProof: "最近验证过的恢复", NextTick: "下次触发",
 		UsedOf: "已用 %d%%：%s / %s", AgeOnly: "已有 %s；未设 RPO", NoData: "未知", FirstSeen: "自首次发现该目标起没有快照",
 		ExceededBy: "超出 %s：%s / %s",
-		Never:      "从未", Unseen: "审计日志中没有", None: "无", Ago: "%s前", In: "%s后", Now: "刚刚", RTO: "恢复用时 %s", Took: "用时 %s",
+		Never:      "审计日志中没有", Unseen: "审计日志中没有", None: "无", Ago: "%s前", In: "%s后", Now: "刚刚", RTO: "恢复用时 %s", Took: "用时 %s",
 		DataOf: "数据截至 %s", PausedIt: "已暂停",
 		Schedules: "计划", Details: "详情", Worst: "第 %d 至 %d 个，共 %d 个，最差的在前", Previous: "上一页", Next: "下一页", Find: "查找",
 		FindHint: "目标名称的一部分", NoTargets: "配置中没有目标。", NoMatch: "没有名称含“%s”的目标。",
@@ -162,12 +164,13 @@ func inChinese() *words {
 		EscrowFailed: "托管密钥未能恢复 %s", CopyFailed: "%s 有快照不在第二存储桶中",
 		PruneFailed: "%s 的保留策略无法执行", PruneHeld: "%s 突然变小：确认之前不会删除任何快照",
 		SourceWorrying: "%s 的数据源状况不佳", JobRejected: "%s 有一个作业被拒绝", CanaryLate: "接收方 %s 的探测消息未送达",
-		AlertMissed: "关于 %s 的一条告警从未到达 Lifeboat", NeverProven: "没有演练证明 %s 可以恢复", NoSnapshot: "%s 还没有快照", Paused: "%s：计划 %s 已暂停",
+		AlertMissed: "关于 %s 的一条告警从未到达 Lifeboat", NeverProven: "审计日志中没有演练证明 %s 可以恢复", NoSnapshot: "%s 还没有快照", Paused: "%s：计划 %s 已暂停",
 		Missed: "%s：%s 的最近一次触发没有执行", Unreadable: "无法读取：%s",
 		NoScheduler: "没有调度器在做决定：%d 个计划已逾期。调度器没有运行，或无法写入 NATS。",
 		NoWorker:    "没有 worker 应答：没有任何备份在进行", NoWorkerFor: "没有 worker 接手 %s 作业（目标：%d 个）",
 		NoWorkerIn: "区域 %s 没有执行 %s 作业的 worker（目标：%d 个）", Unrouted: "%d 个 webhook 在等待：没有通知服务接手",
-		NewLetters: "最近一天新增死信：%d 封",
+		NewLetters: "最近一天新增死信：%d 封", Stuck: "%d 条投递在等待 %s，没有一条送出",
+		ProofOld: "%s 最近验证过的恢复所用数据已旧：没有演练证明更新的数据", SnapshotOld: "%s 的最近快照早于两次触发",
 
 		DayUnit: "%d 天", HourUnit: "%d 小时", MinuteUnit: "%d 分", SecondUnit: "%d 秒",
 		Works: map[string]string{"snapshot": "快照", "verify": "校验", "drill": "演练", "prune": "清理"},

@@ -85,7 +85,7 @@ func (w *Watch) hear(m *bus.Message) {
 		began = beganAt(m)
 	case "target.added":
 		began = seenAt(m)
-	case "drill.passed":
+	case "drill.passed", "drill.escrow-passed": // whose key decrypted it, the data was restored
 		shown, proven = proofOf(m.Data)
 	}
 	end, ended := resultOf(about)

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -54,6 +57,15 @@ func newLog() *auditLog {
 func (l *auditLog) Actor() string { return "lifeboat-scheduler@test" }
 
 func (l *auditLog) Follow(ctx context.Context, f bus.Follower) error {
+	tell := f.Message
+	f.Message = func(ctx context.Context, m *bus.Message) {
+		if slices.ContainsFunc(f.Filters, func(filter string) bool {
+			ok, _ := path.Match(strings.ReplaceAll(filter, ".", "/"), strings.ReplaceAll(m.Subject, ".", "/")) // the patterns are well-formed
+			return ok
+		}) {
+			tell(ctx, m)
+		}
+	}
 	fl := &follower{Follower: f, messages: make(chan *bus.Message, 1000), reset: make(chan struct{})}
 	l.mu.Lock()
 	held := l.held

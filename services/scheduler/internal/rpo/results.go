@@ -38,7 +38,7 @@ func resultOf(about string) (r result, ok bool) {
 		return result{2, false}, true
 	case "prune.passed":
 		return result{3, true}, true
-	case "prune.failed":
+	case "prune.failed", "prune.held": // nothing is deleted until somebody has looked
 		return result{3, false}, true
 	case "drill.escrow-passed":
 		return result{4, true}, true
@@ -68,6 +68,7 @@ func heard() []string {
 		{"drill", "escrow-failed"},
 		{"prune", "passed"},
 		{"prune", "failed"},
+		{"prune", "held"},
 		{"copy", "passed"},
 		{"copy", "failed"},
 	} {
@@ -87,7 +88,7 @@ func (e *ends) note(good bool, at time.Time) {
 	*to = max(*to, uint32(max(at.Unix(), 0))) //nolint:gosec // see above
 }
 
-// proof is what a drill that passed has shown: the moment that the restored data is of, in Unix seconds, and how long the restore took.
+// proof is what a drill that passed has shown, with the workers' identity or the escrow one: the moment that the restored data is of, in Unix seconds, and how long the restore took.
 type proof struct {
 	taken uint32
 	rto   float32

@@ -111,3 +111,31 @@ func TestResultsOutliveTheProcess(t *testing.T) {
 		}
 	})
 }
+
+// Retention that is held is no success that is overdue, but has ended, and badly.
+func TestPruneHeldIsAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLog()
+		r := start(t, l, fileOf(1, time.Hour), 0)
+		after(time.Second)
+		l.say(t, &lifeboatv1.Event{Noun: "prune", Verb: "held", Target: "t-0"})
+		at := time.Now().Unix()
+		after(time.Second)
+		assert.InDelta(t, float64(at), series(t, r)["lifeboat_target_last_failure_timestamp_seconds target=t-0 work=prune"], 0.5)
+	})
+}
+
+// A snapshot is proven by whichever identity, as catalog.Snapshot.Proven of the backup service has it.
+func TestTheEscrowIdentityProves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLog()
+		r := start(t, l, fileOf(1, time.Hour), 0)
+		after(time.Second)
+		drilled := time.Now()
+		l.say(t, &lifeboatv1.Event{Noun: "drill", Verb: "escrow-passed", Target: "t-0", Detail: &lifeboatv1.Event_Drill{Drill: &lifeboatv1.DrillReport{
+			StartedAt: timestamppb.New(drilled), DataAge: durationpb.New(time.Minute), Level: lifeboatv1.DrillReport_LEVEL_RESTORED,
+		}}})
+		after(time.Second)
+		assert.InDelta(t, float64(drilled.Add(-time.Minute).Unix()), series(t, r)["lifeboat_target_proven_timestamp_seconds target=t-0"], 0.5)
+	})
+}
