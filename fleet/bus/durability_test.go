@@ -93,7 +93,7 @@ func TestAServerAloneIsNotDurable(t *testing.T) {
 func TestTheServersOfTheExampleAreDurable(t *testing.T) {
 	dir := t.TempDir()
 	ca := certtest.New(t, "nats")
-	p := ca.Server(t)
+	p := ca.Server(t, certtest.For("127.0.0.1", "::1", "localhost", "nats-server.lifeboat"))
 	seeds := map[string]string{}
 	servers, err := bintest.StartNATSCluster(t.Context(), dir, 3, func(n *bintest.NATS, port int, routes []string) (string, error) {
 		text, err := os.ReadFile(filepath.Join(deployFolder, "server.conf"))
