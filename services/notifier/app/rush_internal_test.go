@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,7 +37,8 @@ func TestDeliveriesGiveWayToARushButNotForLong(t *testing.T) {
 		arrive()
 		assert.Equal(t, rushEnds, took(), "none came after it")
 		stop := make(chan struct{})
-		go func() {
+		var letting sync.WaitGroup
+		letting.Go(func() {
 			for {
 				select {
 				case <-stop:
@@ -46,13 +48,13 @@ func TestDeliveriesGiveWayToARushButNotForLong(t *testing.T) {
 					come()
 				}
 			}
-		}()
+		})
 		time.Sleep(rushEnds) //nolint:forbidigo // the bubble's clock
 		assert.Equal(t, rushWait, took(), "one after the other goes on")
 		time.Sleep(rushLasts) //nolint:forbidigo // the bubble's clock
 		assert.Zero(t, took(), "nobody waits for what does not end")
 		close(stop)
-		time.Sleep(rushEnds) //nolint:forbidigo // the bubble's clock
+		letting.Wait()
 		close(gate)
 		synctest.Wait()
 		assert.Zero(t, took())
