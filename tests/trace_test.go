@@ -72,7 +72,7 @@ func named(all []otlptest.Span, name string) bool {
 // One trace goes from the scheduler's tick through the worker and the notifier to the chat: of a snapshot whose event is routed, and of
 // a drill that fails, whose alert goes through a real Alertmanager. Logs, events, the manifest and the metrics tell of the same.
 func TestOneTraceFromTickToChat(t *testing.T) {
-	doc, err := os.ReadFile(filepath.Join("..", "docs", "metrics.md")) // now: the S3 server changes the working folder
+	doc, err := os.ReadFile(filepath.Join(os.Getenv("PWD"), "../docs/metrics.md")) // the embedded S3 server changes the working folder
 	require.NoError(t, err)
 	f := startTraced(t)
 	f.doc = string(doc)
