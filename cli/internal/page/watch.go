@@ -195,7 +195,8 @@ func (w *watcher) look(ctx context.Context) {
 		w.fleet.set(func() bool { w.fleet.answered = w.now(); return false })
 	}
 	if due(&w.waitingAt, waitingEvery, now) {
-		_ = w.ask(ctx, "alerts that wait", w.readWaiting) // every error is on the page
+		// Here and below: ask puts every error on the page, and the next question is asked all the same.
+		_ = w.ask(ctx, "alerts that wait", w.readWaiting)
 		_ = w.ask(ctx, "dead letters", func(ctx context.Context) error { return w.letters.read(ctx, w.bus, w.fleet) })
 	}
 	if due(&w.crewAt, crewEvery, now) {
