@@ -126,7 +126,7 @@ func publishable() map[string][]string {
 	may["lifeboat.ask.history.etcd-prod"] = []string{scheduler}
 	may["lifeboat.ask.secrets.etcd-prod"] = nil
 	may["$SRV.INFO"] = []string{cli}
-	may["$SRV.INFO.lifeboat-backup"] = []string{cli, page}
+	may["$SRV.INFO.lifeboat-backup"] = []string{cli, page, scheduler}
 	may["$SRV.PING.lifeboat-backup.abc"] = []string{cli}
 	may["$SRV.INFO.another"] = nil
 	return may

@@ -382,6 +382,8 @@ func readsAll(t *testing.T, b *bus.Bus) {
 	follows(t, b, bus.StreamEvents, filters...)
 	_, err := b.AskHistory(t.Context(), "etcd-prod")
 	require.ErrorIs(t, err, bus.ErrNoWorker)
+	_, err = b.Workers(t.Context())
+	require.NoError(t, err)
 }
 
 // operate does what a person does with the command.

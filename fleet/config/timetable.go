@@ -83,6 +83,39 @@ func (t Target) Upcoming(s Schedule, from, to time.Time) iter.Seq[Tick] {
 	}
 }
 
+// Over how much LongestGap looks: a year of a monthly line, and a whole week also of one whose ticks are dense, unless they are denser than
+// one in four minutes.
+const (
+	gapTicks = 12
+	gapSpan  = 8 * 24 * time.Hour
+	gapLimit = 3000
+)
+
+// LongestGap is the longest time between two ticks after from that lie in no blackout, of those to come soon: "hourly on weekdays" has one
+// of three days. 0 when there are no two.
+func (t Target) LongestGap(s Schedule, from time.Time) time.Duration {
+	table, err := t.Timetable(s)
+	if err != nil {
+		return 0 // Load refuses such a line
+	}
+	longest, last, seen := time.Duration(0), time.Time{}, 0
+	at := from
+	for range gapLimit {
+		if at = table.Next(at); at.IsZero() || (seen > gapTicks && at.Sub(from) > gapSpan) {
+			break
+		}
+		if t.BlackedOut(at) {
+			continue
+		}
+		if !last.IsZero() {
+			longest = max(longest, at.Sub(last))
+		}
+		last = at
+		seen++
+	}
+	return longest
+}
+
 // nominal is the timetable without splay.
 func (t Target) nominal(s Schedule) (cron.Schedule, error) {
 	if t.clock != nil && t.clock.zone == t.TimeZone {

@@ -165,6 +165,30 @@ func TestUpcomingIsAfterFromAndUpToTo(t *testing.T) {
 	assert.Empty(t, slices.Collect(config.Target{}.Upcoming(config.Schedule{Line: "whenever"}, time.Now(), time.Now().AddDate(1, 0, 0))))
 }
 
+// A gap is looked for over a week at least, whatever comes before it, and blackouts make gaps.
+func TestLongestGap(t *testing.T) {
+	weekends := []config.Blackout{{TimeInterval: timeinterval.TimeInterval{
+		Weekdays: []timeinterval.WeekdayRange{{InclusiveRange: timeinterval.InclusiveRange{Begin: 6, End: 6}}, {InclusiveRange: timeinterval.InclusiveRange{}}},
+	}}}
+	const day = 24 * time.Hour
+	for line, want := range map[string]time.Duration{
+		"0 * * * *":        time.Hour,
+		"@every 45m":       45 * time.Minute,
+		"0 * * * 1-5":      2*day + time.Hour,
+		"*/5 9-17 * * 1-5": 2*day + 15*time.Hour + 5*time.Minute,
+		"0 3 * * 1-5":      3 * day,
+		"0 3 1 * *":        31 * day,
+		"0 3 29 2 *":       1461 * day,
+		"whenever":         0,
+	} {
+		assert.Equal(t, want, config.Target{}.LongestGap(config.Schedule{Line: line}, at(t, "2026-11-23T01:00:00Z")), line)
+	}
+	monday := at(t, "2026-11-23T01:00:00Z")
+	assert.Equal(t, 2*day+time.Hour, config.Target{Blackout: weekends}.LongestGap(config.Schedule{Line: "0 * * * *"}, monday))
+	always := []config.Blackout{{}}
+	assert.Zero(t, config.Target{Blackout: always}.LongestGap(config.Schedule{Line: "0 * * * *"}, monday))
+}
+
 const withBlackout = `store: {bucket: backups}
 targets:
   - name: a

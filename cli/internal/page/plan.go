@@ -61,24 +61,10 @@ func (s *plannedSchedule) coming(t *config.Target, now time.Time) time.Time {
 	return s.next
 }
 
-// gapsSeen is over how many ticks the longest gap is looked for, as the scheduler does for lifeboat_schedule_interval_seconds.
-const gapsSeen = 12
-
 // longestGap is the longest time between ticks after a moment; 0 when there are no two.
 func (s *plannedSchedule) longestGap(t *config.Target, from time.Time) time.Duration {
-	if s.gapFrom.Equal(from) {
-		return s.gap
-	}
-	s.gap, s.gapFrom = 0, from
-	seen, last := 0, time.Time{}
-	for tick := range t.Upcoming(s.Schedule, from, from.Add(gapsSeen*horizon)) {
-		if !last.IsZero() {
-			s.gap = max(s.gap, tick.At.Sub(last))
-		}
-		if last = tick.At; seen == gapsSeen {
-			break
-		}
-		seen++
+	if !s.gapFrom.Equal(from) {
+		s.gap, s.gapFrom = t.LongestGap(s.Schedule, from), from
 	}
 	return s.gap
 }

@@ -1,5 +1,6 @@
 // Package backlog tells how many jobs wait and run in the whole fleet. Nobody but NATS knows: a job stays in its stream until it has
-// ended, and the claim of its target says whether somebody works on it. Both are read now and then, and not when somebody scrapes.
+// ended, the claim of its target says who works on it, and the workers say whether they are there: one that was killed leaves its claim
+// behind. All are asked now and then, and not when somebody scrapes.
 package backlog
 
 import (
@@ -7,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,6 +37,8 @@ type Bus interface {
 	Scan(ctx context.Context, stream, filter string, each func(*bus.Message) error) error
 	// First is the oldest message of a filter; errors.Is(err, bus.ErrNoMessage) when there is none.
 	First(ctx context.Context, stream, filter string) (*bus.Message, error)
+	// Workers are those that answer within half a second.
+	Workers(ctx context.Context) ([]bus.WorkerInfo, error)
 }
 
 // Options of a backlog.
@@ -53,6 +57,10 @@ type Backlog struct {
 	mu sync.Mutex
 	// last is what the last look found, by work; nil when it failed.
 	last map[config.Work]count
+
+	// Only Run's: the workers with a claim that did not answer at the last look, and whether nobody could be asked then.
+	missed map[string]bool
+	deaf   bool
 }
 
 // count is of one kind of work.
@@ -67,8 +75,8 @@ func New(o Options) *Backlog {
 	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc(name, help, []string{"work"}, nil) }
 	b := &Backlog{
 		o:       o,
-		waiting: desc("lifeboat_jobs_waiting", "Jobs of the whole fleet that nobody works on, those that wait for their next attempt included."),
-		running: desc("lifeboat_jobs_running", "Jobs of the whole fleet that a worker works on."),
+		waiting: desc("lifeboat_jobs_waiting", "Jobs of the whole fleet that nobody works on: those that wait for their next attempt, and those whose worker does not answer, included."),
+		running: desc("lifeboat_jobs_running", "Jobs of the whole fleet that a worker works on which answers."),
 		since:   desc("lifeboat_jobs_oldest_waiting_seconds", "Age of the oldest job that waits; 0 when none does."),
 	}
 	o.Registerer.MustRegister(b)
@@ -79,8 +87,7 @@ func New(o Options) *Backlog {
 func (b *Backlog) Run(ctx context.Context) error {
 	well := true
 	for {
-		began := b.o.Now()
-		last, err := b.look(ctx)
+		last, took, err := b.look(ctx)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // a stop is how this ends
 		}
@@ -93,7 +100,7 @@ func (b *Backlog) Run(ctx context.Context) error {
 		b.mu.Unlock()
 		pause := interval
 		if err == nil { // how long a failed one took says how long NATS was waited for, and not what a look costs
-			pause = min(max(interval, share*b.o.Now().Sub(began)), longest)
+			pause = min(max(interval, share*took), longest)
 		}
 		t := time.NewTimer(pause)
 		select {
@@ -113,24 +120,28 @@ type open struct {
 	stored time.Time
 }
 
-func (b *Backlog) look(ctx context.Context) (map[config.Work]count, error) {
+// look counts, and says how long NATS was read for.
+func (b *Backlog) look(ctx context.Context) (all map[config.Work]count, took time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	began := b.o.Now()
 	var jobs []open
-	err := b.o.Bus.Scan(ctx, bus.StreamJobs, "lifeboat.job.>", func(m *bus.Message) error {
+	err = b.o.Bus.Scan(ctx, bus.StreamJobs, "lifeboat.job.>", func(m *bus.Message) error {
 		if work, target, ok := bus.ParseJobSubject(m.Subject); ok {
 			jobs = append(jobs, open{work, target, m.ID(), m.Stored})
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("listing the jobs: %w", err)
+		return nil, 0, fmt.Errorf("listing the jobs: %w", err)
 	}
-	running, err := b.claimed(ctx, jobs)
+	claims, err := b.claims(ctx, jobs)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	all := map[config.Work]count{}
+	took = b.o.Now().Sub(began)
+	claims = b.held(ctx, jobs, claims)
+	all = map[config.Work]count{}
 	for _, work := range config.Works() {
 		all[work] = count{}
 	}
@@ -139,7 +150,7 @@ func (b *Backlog) look(ctx context.Context) (map[config.Work]count, error) {
 		switch {
 		case !known: // somebody published it by hand
 			continue
-		case running[bus.ClaimSubject(j.target, j.work)] == j.id:
+		case claims[bus.ClaimSubject(j.target, j.work)].job == j.id:
 			c.running++
 		default:
 			c.waiting++
@@ -149,19 +160,22 @@ func (b *Backlog) look(ctx context.Context) (map[config.Work]count, error) {
 		}
 		all[j.work] = c
 	}
-	return all, nil
+	return all, took, nil
 }
 
-// claimed are the ids of the jobs that are worked on, by the subject of their claim.
-func (b *Backlog) claimed(ctx context.Context, jobs []open) (map[string]string, error) {
-	running := map[string]string{}
+// claim is which job a worker works on.
+type claim struct{ job, worker string }
+
+// claims are the claims in force, by their subject.
+func (b *Backlog) claims(ctx context.Context, jobs []open) (map[string]claim, error) {
+	inForce := map[string]claim{}
 	note := func(m *bus.Message) error {
 		c := &lifeboatv1.ClaimState{}
 		if err := bus.Decode(m.Data, c); err != nil {
 			return nil //nolint:nilerr // one that nobody understands says nothing
 		}
 		if p := c.GetPhase(); p == lifeboatv1.ClaimState_PHASE_RUNNING || p == lifeboatv1.ClaimState_PHASE_COMMITTING {
-			running[m.Subject] = c.GetJobId()
+			inForce[m.Subject] = claim{job: c.GetJobId(), worker: c.GetWorker()}
 		}
 		return nil
 	}
@@ -169,7 +183,7 @@ func (b *Backlog) claimed(ctx context.Context, jobs []open) (map[string]string, 
 		if err := b.o.Bus.Scan(ctx, bus.StreamJobs, "lifeboat.state.claim.>", note); err != nil {
 			return nil, fmt.Errorf("listing the claims: %w", err)
 		}
-		return running, nil
+		return inForce, nil
 	}
 	for _, j := range jobs {
 		m, err := b.o.Bus.First(ctx, bus.StreamJobs, bus.ClaimSubject(j.target, j.work))
@@ -181,7 +195,43 @@ func (b *Backlog) claimed(ctx context.Context, jobs []open) (map[string]string, 
 		}
 		_ = note(m) // it returns nil
 	}
-	return running, nil
+	return inForce, nil
+}
+
+// held are those of the claims of the jobs whose worker is there. One that is silent at a single look may be busy; at the second it is
+// dead, and its job waits. When nobody can be asked all are believed.
+func (b *Backlog) held(ctx context.Context, jobs []open, claims map[string]claim) map[string]claim {
+	held := map[string]claim{}
+	for _, j := range jobs {
+		subject := bus.ClaimSubject(j.target, j.work)
+		if c := claims[subject]; c.job == j.id {
+			held[subject] = c
+		}
+	}
+	missed := b.missed
+	b.missed = nil
+	if len(held) == 0 { // the question takes half a second
+		return held
+	}
+	workers, err := b.o.Bus.Workers(ctx)
+	if err != nil {
+		if !b.deaf && ctx.Err() == nil {
+			b.o.Logger.WarnContext(ctx, "could not ask which workers are there; their claims are believed", slog.Any("err", err))
+		}
+		b.deaf = true
+		return held
+	}
+	b.deaf, b.missed = false, map[string]bool{}
+	for subject, c := range held {
+		if slices.ContainsFunc(workers, func(w bus.WorkerInfo) bool { return w.Actor == c.worker }) {
+			continue
+		}
+		b.missed[c.worker] = true
+		if missed[c.worker] {
+			delete(held, subject)
+		}
+	}
+	return held
 }
 
 // Describe implements prometheus.Collector.

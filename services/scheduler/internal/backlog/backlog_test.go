@@ -1,6 +1,7 @@
 package backlog
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +38,7 @@ func gathered(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 }
 
 // Jobs that a worker works on run, by the claim that names them; all others wait, whatever was claimed before. Both when there are few and
-// when there are many.
+// when there are many. Those of a worker that is silent at two looks wait too.
 func TestWaitingAndRunning(t *testing.T) {
 	server := natstest.New(t)
 	b, err := bus.Connect(bus.Options{
@@ -52,7 +53,7 @@ func TestWaitingAndRunning(t *testing.T) {
 	assert.Empty(t, gathered(t, reg), "nothing is known yet")
 	look := func() map[string]float64 {
 		t.Helper()
-		last, err := l.look(t.Context())
+		last, _, err := l.look(t.Context())
 		require.NoError(t, err)
 		l.last = last
 		return gathered(t, reg)
@@ -71,31 +72,63 @@ func TestWaitingAndRunning(t *testing.T) {
 	claim := func(work config.Work, target, id string, phase lifeboatv1.ClaimState_Phase) {
 		t.Helper()
 		_, err := b.PutState(t.Context(), bus.State{Outgoing: bus.Outgoing{
-			Subject: bus.ClaimSubject(target, work), Message: &lifeboatv1.ClaimState{JobId: id, Phase: phase},
+			Subject: bus.ClaimSubject(target, work), Message: &lifeboatv1.ClaimState{JobId: id, Phase: phase, Worker: "worker"},
 		}})
 		require.NoError(t, err)
 	}
+	working, kill := context.WithCancel(t.Context())
+	gone := make(chan error, 1)
+	go func() {
+		gone <- b.Announce(working, bus.Service{Name: "lifeboat-backup", Metadata: map[string]string{"actor": "worker"}})
+	}()
+	require.Eventually(t, func() bool {
+		workers, err := b.Workers(t.Context())
+		return err == nil && len(workers) == 1
+	}, 10*time.Second, time.Millisecond)
 	claim(config.WorkSnapshot, "running", publish(config.WorkSnapshot, "running"), lifeboatv1.ClaimState_PHASE_RUNNING)
 	claim(config.WorkSnapshot, "committing", publish(config.WorkSnapshot, "committing"), lifeboatv1.ClaimState_PHASE_COMMITTING)
 	claim(config.WorkSnapshot, "retrying", publish(config.WorkSnapshot, "retrying"), lifeboatv1.ClaimState_PHASE_RELEASED)
 	publish(config.WorkSnapshot, "waiting")
 	publish(config.WorkDrill, "waiting")
 	claim(config.WorkDrill, "waiting", "an earlier one", lifeboatv1.ClaimState_PHASE_RUNNING)
-	want := func(waiting float64) {
+	want := func(running, waiting float64) {
 		t.Helper()
 		have := look()
-		assert.InDelta(t, 2, have["lifeboat_jobs_running snapshot"], 0)
+		assert.InDelta(t, running, have["lifeboat_jobs_running snapshot"], 0)
 		assert.InDelta(t, waiting, have["lifeboat_jobs_waiting snapshot"], 0)
 		assert.InDelta(t, 3600, have["lifeboat_jobs_oldest_waiting_seconds snapshot"], 60)
 		assert.InDelta(t, 1, have["lifeboat_jobs_waiting drill"], 0)
 		assert.InDelta(t, 0, have["lifeboat_jobs_running drill"], 0)
 		assert.InDelta(t, 0, have["lifeboat_jobs_oldest_waiting_seconds verify"], 0)
 	}
-	want(2)
+	want(2, 2)
 	for i := range fewJobs {
 		publish(config.WorkSnapshot, fmt.Sprintf("t-%d", i))
 	}
-	want(fewJobs + 2)
+	want(2, fewJobs+2)
+
+	// One that was killed leaves its claims behind.
+	kill()
+	require.NoError(t, <-gone)
+	want(2, fewJobs+2)
+	want(0, fewJobs+4)
+}
+
+// deafBus is a NATS whose permissions are of an older version.
+type deafBus struct{ Bus }
+
+func (deafBus) Workers(context.Context) ([]bus.WorkerInfo, error) { return nil, bus.ErrDenied }
+
+// Without permission to ask which workers are there all claims are believed, and the log says so, once.
+func TestClaimsAreBelievedWhenNobodyCanBeAsked(t *testing.T) {
+	var log bytes.Buffer
+	l := New(Options{Bus: deafBus{}, Logger: slog.New(slog.NewTextHandler(&log, nil)), Registerer: prometheus.NewRegistry(), Now: time.Now})
+	jobs := []open{{work: config.WorkDrill, target: "a", id: "1"}}
+	claims := map[string]claim{bus.ClaimSubject("a", config.WorkDrill): {job: "1", worker: "worker"}}
+	for range 3 {
+		assert.Equal(t, claims, l.held(t.Context(), jobs, claims))
+	}
+	assert.Equal(t, 1, bytes.Count(log.Bytes(), []byte("could not ask which workers are there")), "%s", &log)
 }
 
 // brokenBus is a NATS that is away.
@@ -107,6 +140,10 @@ func (b *brokenBus) Scan(context.Context, string, string, func(*bus.Message) err
 }
 
 func (*brokenBus) First(context.Context, string, string) (*bus.Message, error) {
+	return nil, errors.New("it is away")
+}
+
+func (*brokenBus) Workers(context.Context) ([]bus.WorkerInfo, error) {
 	return nil, errors.New("it is away")
 }
 
@@ -144,6 +181,8 @@ func (b *slowBus) Scan(context.Context, string, string, func(*bus.Message) error
 func (*slowBus) First(context.Context, string, string) (*bus.Message, error) {
 	return nil, bus.ErrNoMessage
 }
+
+func (*slowBus) Workers(context.Context) ([]bus.WorkerInfo, error) { return nil, nil }
 
 // A look that failed after long is no costly one: when NATS is back, what waits is known again soon. One that took long and went well is
 // let be, but not for ever.

@@ -1,11 +1,13 @@
 package emit
 
 import (
+	"encoding/json"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/scheduler/internal/gauges"
 )
@@ -18,7 +20,7 @@ type collector struct {
 
 	mu sync.Mutex
 	// gaps are the longest ones between coming ticks. Targets share what they have alike.
-	gaps map[*spec]float64
+	gaps map[gapKey]float64
 }
 
 func newCollector(e *Emitter) *collector {
@@ -30,8 +32,8 @@ func newCollector(e *Emitter) *collector {
 		paused: prometheus.NewDesc("lifeboat_schedule_paused",
 			"1 while the schedule is paused, by a person or by the configuration, else 0.", labels, nil),
 		interval: prometheus.NewDesc("lifeboat_schedule_interval_seconds",
-			"The longest time between two ticks, of the coming ones. Absent for a schedule that has no two further ticks.", labels, nil),
-		gaps: map[*spec]float64{},
+			"The longest time between two coming ticks outside of blackouts. Absent for a schedule that has no two further ticks.", labels, nil),
+		gaps: map[gapKey]float64{},
 	}
 }
 
@@ -56,6 +58,7 @@ func (en *entry) show() shown { return shown{next: en.Next, pause: en.pause, rea
 func (c *collector) Collect(out chan<- prometheus.Metric) {
 	type told struct {
 		entry  *entry
+		target *config.Target
 		next   time.Time
 		paused bool
 	}
@@ -68,24 +71,29 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 			s = en.show()
 		}
 		if s.read {
-			all = append(all, told{en, s.next, en.target.Paused || inForce(s.pause, now)})
+			all = append(all, told{en, en.target, s.next, en.target.Paused || inForce(s.pause, now)})
 		}
 	}
 	c.e.mu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	gaps := make(map[*spec]float64, len(c.gaps))
+	gaps := make(map[gapKey]float64, len(c.gaps))
 	for i := range all {
 		en := all[i].entry // of which what is read here never changes
 		labels := gauges.NewLabels("target", en.key.target, "schedule", en.key.schedule)
 		if next := all[i].next; !next.IsZero() {
 			out <- gauges.New(c.next, labels, float64(next.UnixMilli())/1000)
-			gap, known := gaps[en.spec]
+			k, err := newGapKey(en.spec, all[i].target)
+			if err != nil {
+				out <- prometheus.NewInvalidMetric(c.interval, err)
+				continue
+			}
+			gap, known := gaps[k]
 			if !known {
-				if gap, known = c.gaps[en.spec]; !known {
-					gap = longestGap(en, next)
+				if gap, known = c.gaps[k]; !known {
+					gap = all[i].target.LongestGap(en.spec.Schedule, next.Add(-time.Second)).Seconds()
 				}
-				gaps[en.spec] = gap
+				gaps[k] = gap
 			}
 			if gap > 0 {
 				out <- gauges.New(c.interval, labels, gap)
@@ -100,18 +108,17 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	c.gaps = gaps // those that no schedule has any more are forgotten
 }
 
-// gapsSeen is over how many coming ticks the longest gap is looked for: a week of a daily line, a year of a monthly one.
-const gapsSeen = 12
+// gapKey is what schedules have alike whose longest gaps are the same.
+type gapKey struct {
+	spec *spec
+	// blackout is the target's, as JSON; empty for none.
+	blackout string
+}
 
-// longestGap is the longest time between the coming ticks, in seconds; 0 when there are no two.
-func longestGap(en *entry, next time.Time) float64 {
-	most := time.Duration(0)
-	for range gapsSeen {
-		after := en.Schedule.Next(next)
-		if after.IsZero() {
-			break
-		}
-		most, next = max(most, after.Sub(next)), after
+func newGapKey(s *spec, t *config.Target) (gapKey, error) {
+	if len(t.Blackout) == 0 {
+		return gapKey{spec: s}, nil
 	}
-	return most.Seconds()
+	text, err := json.Marshal(t.Blackout)
+	return gapKey{s, string(text)}, err
 }

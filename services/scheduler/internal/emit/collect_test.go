@@ -16,7 +16,8 @@ import (
 
 // Of each schedule the next tick, its interval and whether it is paused are told, also while somebody works on it.
 func TestSchedulesAreTold(t *testing.T) {
-	cfg, reg := parse(t, "schedule: '@every 1h'", "schedule: '0 4 * * 1-5', paused: true"), prometheus.NewRegistry()
+	cfg, reg := parse(t, "schedule: '@every 1h'", "schedule: '0 4 * * 1-5', paused: true",
+		"schedule: '0 * * * *', blackout: [{weekdays: ['saturday', 'sunday'], location: America/New_York}]"), prometheus.NewRegistry()
 	var c wallClock
 	e := New(Options{Bus: newMemory(1), Logger: slog.New(slog.DiscardHandler), Registerer: reg, Now: c.Now})
 	told := func() map[string]float64 {
@@ -52,6 +53,9 @@ func TestSchedulesAreTold(t *testing.T) {
 			"lifeboat_next_tick_timestamp_seconds t-1 snapshot": float64(entries[1].Next.Unix()),
 			"lifeboat_schedule_interval_seconds t-0 snapshot":   3600,
 			"lifeboat_schedule_interval_seconds t-1 snapshot":   3 * 24 * 3600, // over a weekend
+			"lifeboat_next_tick_timestamp_seconds t-2 snapshot": float64(entries[2].Next.Unix()),
+			"lifeboat_schedule_interval_seconds t-2 snapshot":   49 * 3600,
+			"lifeboat_schedule_paused t-2 snapshot":             0,
 			"lifeboat_schedule_paused t-0 snapshot":             0,
 			"lifeboat_schedule_paused t-1 snapshot":             1,
 		}
