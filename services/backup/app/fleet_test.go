@@ -41,6 +41,8 @@ type yard struct {
 	// names are the targets; fleet is what stands under workers.fleet_concurrency.
 	names []string
 	fleet string
+	// away are targets at whose address nobody listens.
+	away []string
 }
 
 func newYard(t *testing.T, names ...string) *yard {
@@ -128,6 +130,9 @@ func (y *yard) hire(g *barrier, args ...string) *hired {
 		cfg.Endpoint, cfg.Region, cfg.AccessKeyIDFile, cfg.SecretAccessKeyFile, y.fleet)
 	for _, name := range y.names {
 		yaml += fmt.Sprintf("  - {name: %s, etcd: {endpoints: [%q]}}\n", name, y.etcd.Endpoint)
+	}
+	for _, name := range y.away {
+		yaml += fmt.Sprintf("  - {name: %s, etcd: {endpoints: ['http://127.0.0.1:1']}}\n", name)
 	}
 	file := filepath.Join(dir, "lifeboat.yaml")
 	require.NoError(y.t, os.WriteFile(file, []byte(yaml), 0o600))
@@ -371,6 +376,27 @@ func TestTheFleetsConcurrencyThroughAKill(t *testing.T) {
 	for _, name := range names {
 		y.good(name)
 	}
+}
+
+// One target's outage does not keep a worker from taking an old one's place; that it reaches none does, and the reasons are named.
+func TestReadyWhenATargetAnswers(t *testing.T) {
+	y := newYard(t)
+	y.away = []string{"away", "too"}
+	lost := y.hire(nil, "--roles", "snapshot")
+	require.Eventually(t, func() bool {
+		status, body := lost.get("/readyz")
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "target away: ") && strings.Contains(body, "target too: ") &&
+			!strings.Contains(body, errNotAsked.Error())
+	}, 30*time.Second, 20*time.Millisecond)
+	y.names = []string{"one"}
+	h := y.hire(nil, "--roles", "snapshot")
+	require.Eventually(t, func() bool {
+		status, _ := h.get("/readyz")
+		return status == http.StatusOK
+	}, 60*time.Second, 20*time.Millisecond)
+	assert.Contains(t, h.said(), "target away: ")
+	status, body := lost.get("/readyz")
+	assert.Equal(t, http.StatusServiceUnavailable, status, body)
 }
 
 // Workers say that they are there, where, and what they do; and answer what the bucket knows.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,21 +54,26 @@ func newSources(t config.Target) ([]worker.Source, error) {
 // A little more than a source's own timeouts, so that the source can say the reason.
 const pingTimeout = 8 * time.Second
 
-// reachability holds the service unready until every target of its zone has answered once. Later outages are a target's alert, not
-// a reason to take the worker out: the other targets still need it.
+// reachability holds the service unready until every target of its zone was asked and one has answered, once: a new version that reaches
+// nothing must not take the old one's place, and one target's outage must not keep a fleet from being updated. Outages are a target's
+// alert, not a reason to take the worker out: the other targets still need it.
 type reachability struct {
 	base *service.Base
 	zone string
 
-	mu      sync.Mutex
-	waiting map[string]error
+	mu sync.Mutex
+	// waiting are the targets that have not answered yet, and why; errNotAsked before.
+	waiting  map[string]error
+	answered bool
 }
+
+var errNotAsked = errors.New("not asked yet")
 
 func newReachability(base *service.Base, zone string) *reachability {
 	r := &reachability{base: base, zone: zone, waiting: map[string]error{}}
 	for _, t := range base.Config().Targets {
 		if r.here(t) {
-			r.waiting[t.Name] = errors.New("not asked yet")
+			r.waiting[t.Name] = errNotAsked
 		}
 	}
 	return r
@@ -78,20 +85,32 @@ func (r *reachability) here(t config.Target) bool { return t.Zone == "" || t.Zon
 func (r *reachability) check(context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for _, err := range r.waiting {
+		if !r.answered || errors.Is(err, errNotAsked) {
+			return r.silent()
+		}
+	}
+	return nil
+}
+
+// silent names the targets that have not answered, and why.
+func (r *reachability) silent() error {
 	var errs []error
-	for name, err := range r.waiting {
-		errs = append(errs, fmt.Errorf("target %s: %w", name, err))
+	for _, name := range slices.Sorted(maps.Keys(r.waiting)) {
+		errs = append(errs, fmt.Errorf("target %s: %w", name, r.waiting[name]))
 	}
 	return errors.Join(errs...)
 }
 
 func (r *reachability) run(ctx context.Context) error {
-	r.base.Until(ctx, "targets", func(ctx context.Context) error {
+	r.base.Until(ctx, "targets that do not answer", func(ctx context.Context) error {
 		r.forget()
 		for _, t := range r.base.Config().Targets {
 			r.ping(ctx, t)
 		}
-		return r.check(ctx)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.silent() // of each, also when one is enough to be ready
 	})
 	return nil
 }
@@ -126,5 +145,6 @@ func (r *reachability) ping(ctx context.Context, t config.Target) {
 		r.waiting[t.Name] = err
 		return
 	}
+	r.answered = true
 	delete(r.waiting, t.Name)
 }
