@@ -258,7 +258,7 @@ func TestBadInputExitsWith2AndNamesThePlace(t *testing.T) {
 	f := &fleet{t: t}
 	_, exit := f.command("backup", "--no-such-flag")
 	assert.Equal(t, 2, exit)
-	for _, wrong := range [][]string{{"snapshot", "run"}, {"snapshot", "lst"}, {"nosuch"}, {"scheduler", "x"}, {"status", "-o", "xml"}} {
+	for _, wrong := range [][]string{{"snapshot", "run"}, {"snapshot", "lst"}, {"nosuch"}, {"scheduler", "x"}, {"status", "-o", "xml"}, {"notify", "test"}} {
 		out, exit := f.command(wrong...)
 		assert.Equal(t, 2, exit, "%v: %s", wrong, out)
 	}

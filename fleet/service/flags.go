@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 
@@ -53,11 +54,18 @@ func Main(cmd *cobra.Command) int {
 	defer stop()
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	began := false
-	cmd.PersistentPreRun = func(*cobra.Command, []string) { began = true }
+	cmd.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		// Cobra looks at these only after this.
+		if err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
+			return err
+		}
+		began = true
+		return nil
+	}
 	err := cmd.ExecuteContext(ctx)
 	if err != nil {
 		cmd.PrintErrln("Error:", err)
-		if !began { // an unknown command, flag or argument
+		if !began { // an unknown command, flag or argument, or a missing one
 			err = &UsageError{err}
 		}
 	}
