@@ -60,7 +60,7 @@ func TestTheWholeLineAsProcesses(t *testing.T) {
 	}
 	require.Eventually(t, func() bool {
 		return f.post(webhook(map[string]string{"alertname": "CheckoutSlow", "severity": "critical"})) == http.StatusOK
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	f.inBothChats("CheckoutSlow", "https://runbooks.example.com/checkout-slow")
 
 	out, exit := f.command("status", "-c", f.config)
@@ -289,7 +289,7 @@ func TestUnreachablePartsAreNamedAndWaitedFor(t *testing.T) {
 	require.Eventually(t, func() bool {
 		code, _ := get(t, addr, "/readyz")
 		return code == http.StatusOK
-	}, 30*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 }
 
 // httpAddr reads the address of health and metrics from the log.
@@ -336,7 +336,7 @@ func TestGuarantee7NoAcceptedAlertIsLostWhenTheNotifierIsKilled(t *testing.T) {
 		name := fmt.Sprintf("Alert%02dX", i)
 		body := webhook(map[string]string{"alertname": name, "severity": "warning"})
 		body["groupKey"] = name
-		require.Eventually(t, func() bool { return f.post(body) == http.StatusOK }, 30*time.Second, 20*time.Millisecond)
+		require.Eventually(t, func() bool { return f.post(body) == http.StatusOK }, time.Minute, 20*time.Millisecond)
 		accepted[name] = true
 		if i%4 == 3 {
 			require.NoError(t, p.Kill())
@@ -379,7 +379,7 @@ func TestGuarantee8NoSecretInLogsEventsOrManifests(t *testing.T) {
 	f.event("lifeboat.event.snapshot.committed.etcd-prod")
 	require.Eventually(t, func() bool {
 		return f.post(webhook(map[string]string{"alertname": "Leaky", "severity": "critical"})) == http.StatusOK
-	}, 30*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	f.inBothChats("Leaky")
 	var secrets []string
 	for _, file := range []string{"slack", "dingtalk", "dingtalk-secret", string(f.s3.Config.SecretAccessKeyFile)} {

@@ -157,7 +157,7 @@ func (p *process) logged(t *testing.T, text string) {
 	require.Eventually(t, func() bool {
 		b, err := os.ReadFile(p.log)
 		return err == nil && bytes.Contains(b, []byte(text))
-	}, 30*time.Second, 20*time.Millisecond, "%s never says %q", p.log, text)
+	}, time.Minute, 20*time.Millisecond, "%s never says %q", p.log, text)
 }
 
 // command runs `lifeboat ARGS...` to its end.
@@ -179,7 +179,7 @@ func (f *fleet) publish(subject string) {
 	require.Eventually(f.t, func() bool {
 		_, err = f.js.Publish(f.t.Context(), subject, nil)
 		return err == nil
-	}, 30*time.Second, 50*time.Millisecond, "publishing %s: %v", subject, err)
+	}, time.Minute, 50*time.Millisecond, "publishing %s: %v", subject, err)
 }
 
 // last reads the newest message of a subject.

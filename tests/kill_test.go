@@ -87,7 +87,7 @@ func TestGuarantee2And3AWorkerKilledAtEachStepOfASnapshot(t *testing.T) {
 			require.Fail(t, "the worker never came to "+s.name)
 		}
 		// It hangs before it is forwarded, or when the store has answered.
-		require.Eventually(t, func() bool { return p.Hanging() > 0 }, 20*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return p.Hanging() > 0 }, time.Minute, 10*time.Millisecond)
 		require.NoError(t, killed.Kill(), s.name)
 		p.Handle(nil)
 		p.Release()

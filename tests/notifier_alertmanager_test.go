@@ -163,7 +163,7 @@ func (d *desk) silence(am *bintest.Alertmanager) {
 	require.Eventually(t, func() bool {
 		d.askAlertmanager(am, "/api/v2/silences", &silences)
 		return len(silences) > 0
-	}, 30*time.Second, 50*time.Millisecond, "no silence was made")
+	}, time.Minute, 50*time.Millisecond, "no silence was made")
 	require.Len(t, silences, 1)
 	assert.Contains(t, silences[0].CreatedBy, "jana")
 	assert.Contains(t, silences[0].CreatedBy, chattest.SlackUserID("jana"))
@@ -178,7 +178,7 @@ func (d *desk) silence(am *bintest.Alertmanager) {
 		d.tellAlertmanager(am, full())
 		d.askAlertmanager(am, "/api/v2/alerts?filter=alertname%3DDiskSlow", &alerts)
 		return len(alerts) == 1 && alerts[0].Status.State == "suppressed"
-	}, 30*time.Second, 200*time.Millisecond, "the alert is not suppressed: %v", alerts)
+	}, time.Minute, 200*time.Millisecond, "the alert is not suppressed: %v", alerts)
 }
 
 // Alertmanager brings its token over TLS, and nobody else gets in.
@@ -310,7 +310,7 @@ func TestNotifierRoutesTheFleetsOwnEvents(t *testing.T) {
 	m := d.naming(chattest.Slack, "etcd-prod")[0]
 	assert.Contains(t, m.Text, "Restore drill of etcd-prod passed")
 	assert.Contains(t, m.Text, "restored in 4 s")
-	require.Eventually(t, func() bool { return d.waiting() == 0 }, 30*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return d.waiting() == 0 }, time.Minute, 50*time.Millisecond)
 	assert.Len(t, d.naming(chattest.Slack, "etcd-prod"), 1, "that it started is not told, nor anything twice")
 	all := d.tally()
 	assert.Equal(t, 1, all.ended("slack"), "%v", all)

@@ -80,10 +80,10 @@ func TestNotifierKilledWhileAWebhookIsPosted(t *testing.T) {
 	// NATS stands still, so the webhook waits for it.
 	require.NoError(t, d.nats.Signal(syscall.SIGSTOP))
 	d.tellAlertmanager(am, map[string]any{"labels": map[string]string{"alertname": "StepPosted", "severity": "warning"}})
-	require.Eventually(t, func() bool { return g.arrived.Load() > 0 }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return g.arrived.Load() > 0 }, time.Minute, 10*time.Millisecond)
 	require.NoError(t, p.Kill())
 	require.NoError(t, d.nats.Signal(syscall.SIGCONT))
-	require.Eventually(t, func() bool { return g.broken.Load() > 0 }, 30*time.Second, 10*time.Millisecond, "it was answered")
+	require.Eventually(t, func() bool { return g.broken.Load() > 0 }, time.Minute, 10*time.Millisecond, "it was answered")
 	assert.Zero(t, g.taken.Load())
 	d.run()
 	d.seen("the alert", func([]chattest.Message) bool {

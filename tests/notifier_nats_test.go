@@ -44,7 +44,7 @@ func TestNotifierWhileNATSIsAway(t *testing.T) {
 	am := d.alertmanager("http://"+d.hook+"/api/v1/alertmanager", "")
 	d.sends(hookOf(t, "Before", fires("Before", "warning")))
 	d.seen("the first", func([]chattest.Message) bool { return len(d.naming(chattest.Slack, "Before")) == 1 })
-	require.Eventually(t, func() bool { return d.waiting() == 0 }, 30*time.Second, 50*time.Millisecond) // and it is recorded
+	require.Eventually(t, func() bool { return d.waiting() == 0 }, time.Minute, 50*time.Millisecond) // and it is recorded
 	require.NoError(t, d.nats.Kill())
 	back := time.After(30 * time.Second)
 	assert.Equal(t, 503, d.ask(bytes.NewReader(hookOf(t, "Meanwhile", fires("Meanwhile", "warning"))), ""))

@@ -79,13 +79,13 @@ func TestTheDeployedPermissionsAreEnough(t *testing.T) {
 	f.event("lifeboat.event.job.rejected.no-such-target")
 	require.Eventually(t, func() bool {
 		return f.post(webhook(map[string]string{"alertname": "CheckoutSlow", "severity": "critical"})) == http.StatusOK
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	f.inBothChats("CheckoutSlow")
 	f.inBothChats("LifeboatJobRejected")
 	assert.Equal(t, http.StatusBadRequest, f.post([]byte("{")))
 	require.Eventually(t, func() bool {
 		return f.last("LIFEBOAT_DEAD", "lifeboat.dead.webhook", &lifeboatv1.DeadLetter{})
-	}, 30*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	out, exit := f.command("status", "-c", f.config)
 	assert.Zero(t, exit, out)
 

@@ -173,7 +173,7 @@ func (o *observed) rulesAreHealthy(t *testing.T) {
 			}
 		}
 		assert.Greater(c, n, 40)
-	}, 30*time.Second, 200*time.Millisecond)
+	}, time.Minute, 200*time.Millisecond)
 	// A fleet that is well has no alerts but those about what this one really lacks: it has one NATS server, without sync.
 	got, err := o.samples(`count by (alertname) (ALERTS{alertname!~"LifeboatWatchdog|LifeboatNATSNotDurable"})`)
 	require.NoError(t, err)
@@ -207,7 +207,7 @@ func (o *observed) dashboardIsAnswered(t *testing.T) {
 				require.Eventually(t, func() bool { // a rate needs two scrapes
 					got, err = o.samples(expr)
 					return err == nil && len(got) > 0
-				}, 30*time.Second, 200*time.Millisecond, "%s: %s", p.Title, expr)
+				}, time.Minute, 200*time.Millisecond, "%s: %s", p.Title, expr)
 			}
 		}
 	}

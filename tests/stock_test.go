@@ -358,6 +358,6 @@ func request(t *testing.T, method, url, body string, token ...string) (answer st
 		require.NoError(c, err)
 		require.Equal(c, 2, resp.StatusCode/100, "%s %s: %s: %s", method, url, resp.Status, b)
 		answer = string(b)
-	}, 20*time.Second, 100*time.Millisecond)
+	}, time.Minute, 100*time.Millisecond)
 	return answer
 }

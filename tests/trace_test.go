@@ -108,7 +108,7 @@ func (f *traced) ofAnEvent(t *testing.T) {
 		told := &lifeboatv1.Event{}
 		return f.last("LIFEBOAT_EVENTS", "lifeboat.event.alert.delivered.etcd-prod", told) && len(told.GetTraceId()) == 32 &&
 			named(f.collector.Trace(told.GetTraceId()), "tick")
-	}, 30*time.Second, 100*time.Millisecond)
+	}, time.Minute, 100*time.Millisecond)
 }
 
 func (f *traced) ofAnAlert(t *testing.T) {
@@ -169,7 +169,7 @@ func (f *traced) connected(t *testing.T, spans []otlptest.Span, root string) []o
 // Every line about a job or an alert says which trace, target and job or delivery it is about.
 func (f *traced) inTheLogs(t *testing.T) {
 	e := f.event("lifeboat.event.snapshot.committed.etcd-prod")
-	assert.Eventually(t, func() bool { return len(f.lines(t, "scheduler", e.GetTraceId())) > 0 }, 10*time.Second, 50*time.Millisecond,
+	assert.Eventually(t, func() bool { return len(f.lines(t, "scheduler", e.GetTraceId())) > 0 }, time.Minute, 50*time.Millisecond,
 		"the scheduler's log has the trace")
 	for _, line := range f.lines(t, "scheduler", e.GetTraceId()) {
 		assert.Equal(t, "etcd-prod", line["target"], line)

@@ -41,7 +41,7 @@ func TestUpLeavesNoProcessBehind(t *testing.T) {
 			require.NotEmpty(t, running(t, dir), "consul and nomad run")
 			require.NoError(t, p.Signal(sig))
 			<-p.Done()
-			require.Eventually(t, func() bool { return len(running(t, dir)) == 0 }, 20*time.Second, 50*time.Millisecond)
+			require.Eventually(t, func() bool { return len(running(t, dir)) == 0 }, time.Minute, 50*time.Millisecond)
 		})
 	}
 }

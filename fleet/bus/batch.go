@@ -3,7 +3,9 @@ package bus
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/nats-io/nats.go"
@@ -61,24 +63,67 @@ func (b *Bus) PutStateWith(ctx context.Context, s State, with Outgoing) (seq uin
 	if err != nil {
 		return 0, err
 	}
-	id := ulid.Make().String()
-	first.Header.Set(headerBatchID, id)
-	first.Header.Set(headerBatchSeq, "1")
-	last.Header.Set(headerBatchID, id)
-	last.Header.Set(headerBatchSeq, "2")
-	last.Header.Set(headerBatchCommit, "1")
-	err = b.guarded(ctx, func(ctx context.Context) error {
-		// The first message asks for no reply: the server answers the commit for the whole batch.
-		if err = b.nc.PublishMsg(first); err != nil {
-			return fmt.Errorf("publishing to %s: %w", first.Subject, err)
-		}
-		seq, err = b.commit(ctx, last)
-		return err
-	}, first.Subject, last.Subject)
-	if err != nil {
+	if seq, err = b.transact(ctx, []*nats.Msg{first, last}); err != nil {
 		return 0, err
 	}
 	return seq - 1, nil
+}
+
+// PublishTogether stores all messages, which are of one stream, or none of them. Each needs an ID: a repeated one within the duplicate
+// window is no error. It returns ErrNotTogether, and has stored nothing, when the server takes no such transaction: the stream is of an
+// older version, there are too many transactions or messages in it, or one of the messages is stored already. PublishAll stores them then.
+func (b *Bus) PublishTogether(ctx context.Context, all []Outgoing) error {
+	if len(all) == 1 {
+		_, err := b.Publish(ctx, all[0])
+		return err
+	}
+	messages := make([]*nats.Msg, 0, len(all))
+	for _, o := range all {
+		m, err := encode(ctx, o)
+		if err != nil {
+			return err
+		}
+		messages = append(messages, m)
+	}
+	_, err := b.transact(ctx, messages)
+	var refused *jetstream.APIError
+	if errors.As(err, &refused) && slices.Contains(codesNotTogether(), refused.ErrorCode) {
+		return fmt.Errorf("%w: %w", ErrNotTogether, err)
+	}
+	return err
+}
+
+// ErrNotTogether means that the server does not store these messages in one transaction.
+var ErrNotTogether = errors.New("these messages cannot be stored together")
+
+// codesNotTogether are those of what another way may still store: a batch that is disabled, with a header that the server does not take
+// in one (2.12.0: the id), too large, with a message that is stored already or just being stored, or one too many.
+func codesNotTogether() []jetstream.ErrorCode {
+	return []jetstream.ErrorCode{10174, 10177, 10199, 10201, 10210, codeSameIDInProcess}
+}
+
+// transact stores messages of one stream in one transaction of the server, and returns the sequence of the last.
+func (b *Bus) transact(ctx context.Context, all []*nats.Msg) (seq uint64, err error) {
+	id := ulid.Make().String()
+	subjects := make([]string, 0, len(all))
+	for i, m := range all {
+		m.Header.Set(headerBatchID, id)
+		m.Header.Set(headerBatchSeq, strconv.Itoa(i+1))
+		subjects = append(subjects, m.Subject)
+	}
+	last := all[len(all)-1]
+	last.Header.Set(headerBatchCommit, "1")
+	err = b.guarded(ctx, func(ctx context.Context) error {
+		// Those before the last ask for no reply: the server answers the commit for the whole batch.
+		for _, m := range all[:len(all)-1] {
+			if err := b.nc.PublishMsg(m); err != nil {
+				return fmt.Errorf("publishing to %s: %w", m.Subject, err)
+			}
+		}
+		seq, err = b.commit(ctx, last)
+		return err
+	}, slices.Compact(subjects)...)
+	return seq, err
 }
 
 // commit sends a request to a stream's subject and reads the acknowledgement.

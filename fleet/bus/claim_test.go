@@ -124,7 +124,7 @@ func TestAClaimThatCannotBeReadIsNotLost(t *testing.T) {
 	case <-time.After(2 * time.Second):
 	}
 	require.NoError(t, s.Restart())
-	require.Eventually(t, func() bool { return b.Ready(t.Context()) == nil }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return b.Ready(t.Context()) == nil }, time.Minute, 50*time.Millisecond)
 	require.NoError(t, c.Confirm(t.Context()))
 	require.NoError(t, held.Err())
 }
@@ -201,7 +201,7 @@ func TestACancelledJobThatIsStillThereEndsItself(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err = b.Publish(t.Context(), job("etcd-prod"))
 		return err == nil
-	}, 10*time.Second, 10*time.Millisecond, "the subject is free: %v", &err)
+	}, time.Minute, 10*time.Millisecond, "the subject is free: %v", &err)
 }
 
 func stored(t *testing.T, url string, seq uint64) (*bus.Message, error) {

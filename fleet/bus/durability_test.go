@@ -76,7 +76,7 @@ func TestAServerAloneIsNotDurable(t *testing.T) {
 	require.Eventually(t, func() bool {
 		reasons, err = b.Durability(t.Context())
 		return err == nil && len(reasons) == 1
-	}, 20*time.Second, 50*time.Millisecond, "%v %v", &reasons, &err)
+	}, time.Minute, 50*time.Millisecond, "%v %v", &reasons, &err)
 	require.NoError(t, b.ReportDurability(t.Context()))
 	durable(t, reg, "lifeboat_nats_durable{aspect=\"replicas\"} 0\nlifeboat_nats_durable{aspect=\"sync\"} 1\n")
 

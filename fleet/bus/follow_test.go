@@ -45,8 +45,8 @@ func TestAFollowerHearsAStreamThatWasMadeAnew(t *testing.T) {
 	require.NoError(t, server.Kill())
 	require.NoError(t, os.RemoveAll(filepath.Join(dir, "data")))
 	require.NoError(t, server.Restart(t.Context()))
-	require.Eventually(t, func() bool { return b.EnsureStreams(t.Context()) == nil }, 20*time.Second, 50*time.Millisecond)
-	require.Eventually(t, func() bool { return emit("failed") == nil }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return b.EnsureStreams(t.Context()) == nil }, time.Minute, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return emit("failed") == nil }, time.Minute, 50*time.Millisecond)
 	assert.Equal(t, "lifeboat.event.snapshot.failed.etcd-prod", receive(t, heard), "its sequence is 1, below the last one heard")
 	receive(t, reset)
 }

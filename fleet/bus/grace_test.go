@@ -240,7 +240,7 @@ func TestADrainLetsWorkGoOnWithoutALimit(t *testing.T) {
 			require.Eventually(t, func() bool {
 				_, err = b.Publish(t.Context(), job("etcd-prod"))
 				return err == nil
-			}, 20*time.Second, 20*time.Millisecond, "acknowledged")
+			}, time.Minute, 20*time.Millisecond, "acknowledged")
 		})
 	}
 }

@@ -42,7 +42,7 @@ func workers(t *testing.T, b *bus.Bus, want int) []bus.WorkerInfo {
 		var err error
 		all, err = b.Workers(t.Context())
 		return err == nil && len(all) == want
-	}, 20*time.Second, 20*time.Millisecond, "%v", &all)
+	}, time.Minute, 20*time.Millisecond, "%v", &all)
 	return all
 }
 
@@ -69,7 +69,7 @@ func TestWorkersSayThatTheyAreThere(t *testing.T) {
 
 	// They are there again after NATS was away, also after one that came back without data.
 	require.NoError(t, s.Restart())
-	require.Eventually(t, func() bool { return b.Connected() == nil && second.Connected() == nil }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return b.Connected() == nil && second.Connected() == nil }, time.Minute, 20*time.Millisecond)
 	workers(t, b, 1)
 	stopSecond()
 	workers(t, b, 0)

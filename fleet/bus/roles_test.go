@@ -115,7 +115,7 @@ func tick(t *testing.T, b *bus.Bus, work config.Work, target string) {
 			Outgoing: bus.Outgoing{Subject: subject, Message: &lifeboatv1.ScheduleState{}}, Expect: seq,
 		}, bus.Outgoing{Subject: bus.JobSubject(work, target), Message: &lifeboatv1.Job{}})
 		return err == nil
-	}, 20*time.Second, 10*time.Millisecond, "%v", &err)
+	}, time.Minute, 10*time.Millisecond, "%v", &err)
 }
 
 func emit(t *testing.T, b *bus.Bus, noun, verb string) {

@@ -102,7 +102,7 @@ func TestAScanGoesOnAfterABrokenConnection(t *testing.T) {
 	publishStates(t, b, 0, n)
 	proxy := newProxy(t, s.URL())
 	reader := connect(t, proxy.url(), "reader")
-	require.Eventually(t, func() bool { return reader.Connected() == nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return reader.Connected() == nil }, time.Minute, 10*time.Millisecond)
 	var subjects []string
 	pages := 0
 	require.NoError(t, reader.Scan(t.Context(), bus.StreamJobs, bus.ScheduleSubject("*", "*"), func(m *bus.Message) error {

@@ -51,7 +51,9 @@ func streamConfigs(replicas int) []jetstream.StreamConfig {
 			Retention:   jetstream.WorkQueuePolicy, AllowDirect: true,
 			// For the last values beside the queue: what a receiver was told of a group, and what a robot was sent.
 			AllowRollup: true,
-			Storage:     jetstream.FileStorage, Replicas: replicas, Duplicates: alertsWindow,
+			// For a webhook that is too large for one message: it is taken whole, or refused whole.
+			AllowAtomicPublish: true,
+			Storage:            jetstream.FileStorage, Replicas: replicas, Duplicates: alertsWindow,
 		},
 		{
 			Name: StreamDead, Subjects: []string{"lifeboat.dead.>"},

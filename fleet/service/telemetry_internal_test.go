@@ -121,7 +121,7 @@ func TestExportErrors(t *testing.T) {
 	for n := range 3 {
 		_, s := tracing.Start(ctx, "lost")
 		s.End()
-		require.Eventually(t, func() bool { return testutil.ToFloat64(tel.failed) == float64(n+1) }, 10*time.Second, 5*time.Millisecond)
+		require.Eventually(t, func() bool { return testutil.ToFloat64(tel.failed) == float64(n+1) }, time.Minute, 5*time.Millisecond)
 	}
 	collector.Answer(http.StatusOK)
 	_, s := tracing.Start(ctx, "kept")

@@ -131,7 +131,7 @@ func TestNATSTakesTheKeys(t *testing.T) {
 	require.Eventually(t, func() bool { return scheduler.EnsureStreams(t.Context()) == nil }, 60*time.Second, 100*time.Millisecond)
 	for _, role := range Roles() {
 		b := as(t, secrets, role, servers...)
-		require.Eventually(t, func() bool { return b.Ready(t.Context()) == nil }, 20*time.Second, 20*time.Millisecond, role)
+		require.Eventually(t, func() bool { return b.Ready(t.Context()) == nil }, time.Minute, 20*time.Millisecond, role)
 		_, err := b.Publish(t.Context(), bus.Outgoing{Subject: bus.JobSubject(config.WorkSnapshot, "by-"+role), Message: &lifeboatv1.Job{}})
 		if role == "scheduler" || role == "cli" {
 			require.NoError(t, err, role)
@@ -204,5 +204,5 @@ func refused(t *testing.T, secrets string, server *bintest.NATS) {
 		log, err := os.ReadFile(server.Log())
 		return err == nil && strings.Contains(string(log), "client didn't provide a certificate") &&
 			strings.Contains(string(log), "failed to verify certificate") && strings.Contains(string(log), "authentication error - Nkey")
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 }

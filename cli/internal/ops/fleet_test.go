@@ -110,7 +110,7 @@ func TestStatusTellsWhoDrains(t *testing.T) {
 		require.Eventually(t, func() bool {
 			out, _, _ = l.lifeboat("status")
 			return strings.Contains(out, text)
-		}, 20*time.Second, 20*time.Millisecond, text)
+		}, time.Minute, 20*time.Millisecond, text)
 		return out
 	}
 	assert.NotContains(t, status("workers of zone seoul: 1 (snapshot 1, verify 1, drill 1, prune 1)\n"), "draining")

@@ -70,7 +70,7 @@ func drainBy(t *testing.T, args ...string) *draining {
 // says waits until the command has said something.
 func (d *draining) says(text string) {
 	d.t.Helper()
-	require.Eventually(d.t, func() bool { return strings.Contains(d.said(), text) }, 20*time.Second, 10*time.Millisecond, "%q is not said", text)
+	require.Eventually(d.t, func() bool { return strings.Contains(d.said(), text) }, time.Minute, 10*time.Millisecond, "%q is not said", text)
 }
 
 // ends waits for its end.
@@ -78,7 +78,7 @@ func (d *draining) ends(code int, text string) {
 	d.t.Helper()
 	select {
 	case <-d.done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		require.Fail(d.t, "drain goes on", d.said())
 	}
 	assert.Equal(d.t, code, d.code, d.said())
@@ -94,7 +94,7 @@ func (h *hired) get(path string) (status int, body string) {
 			addr = m[1]
 		}
 		return addr != ""
-	}, 20*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	req, err := http.NewRequestWithContext(h.t.Context(), http.MethodGet, "http://"+addr+path, nil)
 	require.NoError(h.t, err)
 	resp, err := http.DefaultClient.Do(req)
@@ -117,7 +117,7 @@ func started(t *testing.T, file string) {
 	require.Eventually(t, func() bool {
 		pid, err := peekPIDFile(file)
 		return err == nil && pid > 0
-	}, 20*time.Second, 10*time.Millisecond, "no worker holds %s", file)
+	}, time.Minute, 10*time.Millisecond, "no worker holds %s", file)
 }
 
 // A drain hands nothing back: what is at hand goes on far beyond --grace and --ack-wait, whatever is new is others', of all roles, and the
@@ -136,7 +136,7 @@ func TestADrainLetsJobsEnd(t *testing.T) {
 	require.Eventually(t, func() bool {
 		all, err := y.bus.Workers(t.Context())
 		return err == nil && len(all) == 1 && all[0].Draining && len(all[0].Roles) == 0
-	}, 20*time.Second, 20*time.Millisecond, "it says that it drains")
+	}, time.Minute, 20*time.Millisecond, "it says that it drains")
 	_, err := y.bus.AskHistory(t.Context(), "one")
 	require.ErrorIs(t, err, bus.ErrNoWorker)
 
@@ -157,7 +157,7 @@ func TestADrainLetsJobsEnd(t *testing.T) {
 	assert.Zero(t, y.have(bus.StreamEvents, bus.EventSubject("drill", "*", "*")))
 	other := y.hire(nil, "--ack-wait", "2s", "--roles", "snapshot")
 	require.Eventually(t, func() bool { return y.have(bus.StreamEvents, bus.EventSubject("snapshot", "committed", "two")) == 1 },
-		30*time.Second, 20*time.Millisecond)
+		time.Minute, 20*time.Millisecond)
 	other.term()
 	other.ended(20 * time.Second)
 
@@ -212,7 +212,7 @@ func TestSIGTERMWhileDraining(t *testing.T) {
 			d.says("waiting for 1 jobs")
 			h.term()
 			if fits {
-				require.Eventually(t, func() bool { return strings.Contains(h.said(), "stopping: no more jobs are taken") }, 20*time.Second, 10*time.Millisecond)
+				require.Eventually(t, func() bool { return strings.Contains(h.said(), "stopping: no more jobs are taken") }, time.Minute, 10*time.Millisecond)
 				close(y.gate.release)
 				h.ended(20 * time.Second)
 				d.ends(service.ExitDone, "drained: nothing runs any more")
@@ -277,11 +277,11 @@ func TestSIGUSR1WithoutAPIDFile(t *testing.T) {
 	require.Eventually(t, func() bool {
 		all, err := y.bus.Workers(t.Context())
 		return err == nil && len(all) == 1
-	}, 20*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	for range 3 {
 		require.NoError(t, h.Signal(syscall.SIGUSR1))
 	}
-	require.Eventually(t, func() bool { return strings.Contains(h.said(), "drained: nothing runs any more") }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(h.said(), "drained: nothing runs any more") }, time.Minute, 10*time.Millisecond)
 	h.term()
 	h.ended(20 * time.Second)
 	assert.Equal(t, 1, strings.Count(h.said(), `"draining: `))

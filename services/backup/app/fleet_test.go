@@ -221,7 +221,7 @@ func (y *yard) good(name string) {
 	_, err = worker.VerifySnapshot(y.t.Context(), y.objects, all[0].Manifest, nil, nil)
 	require.NoError(y.t, err)
 	require.Eventually(y.t, func() bool { return y.have(bus.StreamJobs, bus.JobSubject(config.WorkSnapshot, name)) == 0 },
-		20*time.Second, 20*time.Millisecond, "the job is left")
+		time.Minute, 20*time.Millisecond, "the job is left")
 }
 
 // A worker that is asked to end takes no more jobs, and finishes those that fit into the grace period.
@@ -232,7 +232,7 @@ func TestAWorkerFinishesWhatFitsItsGrace(t *testing.T) {
 	y.gate.uploading(t, 1)
 	y.publish("two")
 	h.term()
-	require.Eventually(t, func() bool { return strings.Contains(h.said(), "no more jobs are taken") }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(h.said(), "no more jobs are taken") }, time.Minute, 10*time.Millisecond)
 	close(y.gate.release)
 	h.ended(20 * time.Second)
 	y.event("snapshot", "committed", time.Second)
@@ -297,7 +297,7 @@ func TestOnlyAttemptsThatBeganAndDiedCount(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err := y.bus.Publish(t.Context(), bus.Outgoing{Subject: bus.JobSubject(config.WorkSnapshot, "one"), Message: &lifeboatv1.Job{}})
 		return err == nil
-	}, 20*time.Second, 20*time.Millisecond, "the subject is free again")
+	}, time.Minute, 20*time.Millisecond, "the subject is free again")
 	y.event("snapshot", "committed", 30*time.Second)
 	y.good("one")
 }
@@ -309,7 +309,7 @@ func TestASecondSignalEndsAWorkerAtOnce(t *testing.T) {
 	y.publish("one")
 	y.gate.uploading(t, 1)
 	h.term()
-	require.Eventually(t, func() bool { return strings.Contains(h.said(), "no more jobs are taken") }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(h.said(), "no more jobs are taken") }, time.Minute, 10*time.Millisecond)
 	h.term()
 	h.ended(10 * time.Second)
 }
@@ -387,7 +387,7 @@ func TestReadyWhenATargetAnswers(t *testing.T) {
 		status, body := lost.get("/readyz")
 		return status == http.StatusServiceUnavailable && strings.Contains(body, "target away: ") && strings.Contains(body, "target too: ") &&
 			!strings.Contains(body, errNotAsked.Error())
-	}, 30*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	y.names = []string{"one"}
 	h := y.hire(nil, "--roles", "snapshot")
 	require.Eventually(t, func() bool {
@@ -410,7 +410,7 @@ func TestWorkersAnnounceThemselves(t *testing.T) {
 		var err error
 		all, err = y.bus.Workers(t.Context())
 		return err == nil && len(all) == 1
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	assert.Equal(t, "a", all[0].Zone)
 	assert.Equal(t, []string{"snapshot", "drill"}, all[0].Roles)
 	assert.Equal(t, 3, all[0].Concurrency)

@@ -24,6 +24,8 @@ import (
 // keeper takes everything.
 type keeper struct{}
 
+func (keeper) PublishTogether(context.Context, []bus.Outgoing) error { return nil }
+
 func (keeper) PublishAll(context.Context, []bus.Outgoing) error { return nil }
 
 func (keeper) DeadLetter(context.Context, string, *lifeboatv1.DeadLetter) error { return nil }

@@ -229,6 +229,6 @@ func (o *outside) countsAll(t *testing.T) {
 		require.Eventually(t, func() bool {
 			all = append(all, o.packets()...)
 			return slices.Contains(all, want)
-		}, 10*time.Second, 10*time.Millisecond, want)
+		}, time.Minute, 10*time.Millisecond, want)
 	}
 }

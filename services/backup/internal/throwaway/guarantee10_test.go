@@ -184,7 +184,7 @@ func (tr *traps) catches(t *testing.T) {
 	n, err := bintest.StartNomad(t.Context(), t.TempDir())
 	require.NoError(t, err)
 	defer func() { require.NoError(t, n.Kill()) }()
-	require.Eventually(t, func() bool { return slices.Contains(tr.caught(), "tcp 127.0.0.1:8500") }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return slices.Contains(tr.caught(), "tcp 127.0.0.1:8500") }, time.Minute, 10*time.Millisecond)
 	require.NoError(t, n.Kill())
 	tr.caught()
 }

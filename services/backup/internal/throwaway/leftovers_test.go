@@ -60,7 +60,7 @@ func TestKilledDrillLeavesNothing(t *testing.T) {
 			require.NoError(t, cmd.Process.Kill())
 			require.Error(t, cmd.Wait())
 			for _, pid := range pids {
-				require.Eventually(t, func() bool { _, gone := identify(pid); return gone != nil }, 10*time.Second, 5*time.Millisecond,
+				require.Eventually(t, func() bool { _, gone := identify(pid); return gone != nil }, time.Minute, 5*time.Millisecond,
 					"the servers die with the drill")
 			}
 			assert.DirExists(t, dir)

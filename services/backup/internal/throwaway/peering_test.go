@@ -56,11 +56,11 @@ func TestGuarantee10RaftSnapshotWithPeers(t *testing.T) {
 	require.EventuallyWithT(t, func(c *assert.CollectT) { // its certificates take a while
 		require.NoError(c, accepts.call(t.Context(), "POST", "/v1/peering/token",
 			map[string]any{"PeerName": "dials", "ServerExternalAddresses": []string{external}}, &token))
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		require.NoError(c, dials.call(t.Context(), "POST", "/v1/peering/establish",
 			map[string]any{"PeerName": "accepts", "PeeringToken": token.PeeringToken}, nil))
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	state := dials.raw(t, http.MethodGet, "/v1/snapshot", nil)
 	require.NoError(t, accepts.Stop())
 	require.NoError(t, dials.Stop())
@@ -72,7 +72,7 @@ func TestGuarantee10RaftSnapshotWithPeers(t *testing.T) {
 	control.raw(t, http.MethodPut, "/v1/snapshot", state)
 	require.Eventually(t, func() bool {
 		return slices.ContainsFunc(out.packets(), func(p string) bool { return strings.HasPrefix(p, "protocol 6 to "+peerIP) })
-	}, 30*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	require.NoError(t, control.Stop())
 	out.packets()
 

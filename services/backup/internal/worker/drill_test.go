@@ -32,7 +32,7 @@ func (f *fleet) drill(payload string, verb string) *lifeboatv1.Event {
 	f.t.Helper()
 	before := f.count("drill", verb)
 	f.publish(config.WorkDrill, target, payload)
-	require.Eventually(f.t, func() bool { return f.count("drill", verb) > before }, 30*time.Second, 20*time.Millisecond,
+	require.Eventually(f.t, func() bool { return f.count("drill", verb) > before }, time.Minute, 20*time.Millisecond,
 		"no drill.%s after %s", verb, payload)
 	return f.event("drill", verb, target)
 }

@@ -38,9 +38,9 @@ func TestWhatHasNotBegunIsHandedBackAtOnce(t *testing.T) {
 		f.publish(config.WorkSnapshot, name, "")
 	}
 	g.waitFor(t, 1)
-	require.Eventually(t, func() bool { return w.Running() == 2 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return w.Running() == 2 }, time.Minute, 10*time.Millisecond)
 	assert.Equal(t, 2, w.Drain())
-	require.Eventually(t, func() bool { return w.Drained().HandedBack > 0 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return w.Drained().HandedBack > 0 }, time.Minute, 10*time.Millisecond)
 	var waited string
 	for _, name := range names {
 		if f.claim(name).GetAttempt() == 0 {
@@ -52,7 +52,7 @@ func TestWhatHasNotBegunIsHandedBackAtOnce(t *testing.T) {
 	assert.Equal(t, "0", e.GetAttributes()["attempt"])
 	assert.Equal(t, int32(1), g.inside.Load(), "the other one goes on")
 	g.release <- struct{}{}
-	require.Eventually(t, func() bool { return w.Drained().Finished == 1 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return w.Drained().Finished == 1 }, time.Minute, 10*time.Millisecond)
 	fire()
 	f.hire(hand{name: "next", works: []config.Work{config.WorkSnapshot}})
 	g.waitFor(t, 1)
@@ -96,7 +96,7 @@ func TestADrainWhileAnotherWorkerCommits(t *testing.T) {
 	defer done()
 	var w *worker.Worker
 	f.hire(hand{name: "worker", works: []config.Work{config.WorkSnapshot}, worker: &w})
-	require.Eventually(t, func() bool { return w.Running() == 1 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return w.Running() == 1 }, time.Minute, 10*time.Millisecond)
 	w.Drain()
 	require.NoError(t, c.Release(t.Context()))
 	f.event("job", "handed-back", target)
@@ -141,7 +141,7 @@ func TestTheFirstJobOfANewTargetWaitsForTheConfiguration(t *testing.T) {
 	require.Eventually(t, func() bool {
 		cons, err := js.Consumer(t.Context(), bus.StreamJobs, "backup-snapshot")
 		return err == nil && cons.CachedInfo().Delivered.Consumer > 2
-	}, 20*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	f.targets([]string{"new"}, nil)
 	assert.Equal(t, "1", f.event("snapshot", "committed", "new").GetAttributes()["attempt"])
 	assert.Empty(t, f.ends("job", "rejected"))
@@ -157,7 +157,7 @@ func TestEventsSayAttemptAndTick(t *testing.T) {
 	said := map[string]string{"attempt": "1", "tick": "2026-11-21T04:00:00Z"}
 	for _, work := range config.Works() {
 		f.publish(work, target, job)
-		require.Eventually(t, func() bool { return f.count("snapshot", "committed") == 2 }, 20*time.Second, 20*time.Millisecond)
+		require.Eventually(t, func() bool { return f.count("snapshot", "committed") == 2 }, time.Minute, 20*time.Millisecond)
 		f.event(string(work), map[config.Work]string{config.WorkSnapshot: "committed"}[work]+map[bool]string{true: "passed"}[work != config.WorkSnapshot], target)
 	}
 	for _, kind := range []string{
@@ -234,13 +234,13 @@ func TestLongWorkThatLostItsClaimStops(t *testing.T) {
 			message := &bus.Message{Subject: bus.JobSubject(work, target), Seq: 77, Stored: time.Now(), Delivery: 1}
 			successor, done := *message, make(chan error, 1)
 			go func() { done <- w.Handler(work)(t.Context(), message) }()
-			require.Eventually(t, func() bool { return proxy.Hanging() > 0 }, 20*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return proxy.Hanging() > 0 }, time.Minute, 10*time.Millisecond)
 			_, err := f.events.Claim(t.Context(), work, target, &successor)
 			require.NoError(t, err)
 			select {
 			case err = <-done:
 				require.ErrorIs(t, err, bus.ErrClaimLost)
-			case <-time.After(20 * time.Second):
+			case <-time.After(time.Minute):
 				require.Fail(t, "it goes on")
 			}
 			assert.Equal(t, message.ID(), f.event(string(work), "interrupted", target).GetJobId())
@@ -272,7 +272,7 @@ func TestEveryKindOfWorkIsHandedBack(t *testing.T) {
 			before := f.count("snapshot", "committed")
 			fire := f.hire(hand{name: "stopped", works: []config.Work{work}})
 			f.publish(work, target, "")
-			require.Eventually(t, func() bool { return proxy.Hanging() > 0 }, 20*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return proxy.Hanging() > 0 }, time.Minute, 10*time.Millisecond)
 			fire()
 			e := f.event("job", "handed-back", target)
 			assert.Subset(t, e.GetAttributes(), map[string]string{"work": string(work), "worker": "stopped", "attempt": "1"})
@@ -286,7 +286,7 @@ func TestEveryKindOfWorkIsHandedBack(t *testing.T) {
 			verb := "passed"
 			if work == config.WorkSnapshot {
 				verb = "committed"
-				require.Eventually(t, func() bool { return f.count("snapshot", "committed") > before }, 20*time.Second, 20*time.Millisecond)
+				require.Eventually(t, func() bool { return f.count("snapshot", "committed") > before }, time.Minute, 20*time.Millisecond)
 			}
 			e = f.event(string(work), verb, target)
 			assert.Equal(t, "next", e.GetActor())
@@ -329,7 +329,7 @@ func TestAJobThatKilledItsWorkersEnds(t *testing.T) {
 			require.Eventually(t, func() bool {
 				left, _, err := f.events.Last(t.Context(), bus.StreamJobs, m.Subject, &lifeboatv1.Job{})
 				return err == nil && left == 0
-			}, 20*time.Second, 20*time.Millisecond)
+			}, time.Minute, 20*time.Millisecond)
 		})
 	}
 }
@@ -358,7 +358,7 @@ func TestAJobThatHasToldHowItEndedHasNotFailed(t *testing.T) {
 			require.Eventually(t, func() bool {
 				left, _, err := f.events.Last(t.Context(), bus.StreamJobs, m.Subject, &lifeboatv1.Job{})
 				return err == nil && left == 0
-			}, 20*time.Second, 20*time.Millisecond)
+			}, time.Minute, 20*time.Millisecond)
 			assert.Zero(t, f.count(string(work), "failed"))
 			assert.Zero(t, f.count(string(work), "started"))
 		})

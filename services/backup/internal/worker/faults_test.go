@@ -46,7 +46,7 @@ func (f *fleet) settled(snapshots int) {
 	require.Eventually(f.t, func() bool {
 		seq, _, err := f.events.Last(f.t.Context(), bus.StreamJobs, bus.JobSubject(config.WorkSnapshot, target), &lifeboatv1.Job{})
 		return err == nil && seq == 0
-	}, 20*time.Second, 20*time.Millisecond, "a job is left")
+	}, time.Minute, 20*time.Millisecond, "a job is left")
 	f.pruneLater(48 * time.Hour)
 	require.NoError(f.t, f.objects.List(f.t.Context(), "p/"+target+"/", func(o store.Object) error {
 		assert.True(f.t, referenced[o.Key] || strings.Contains(o.Key, "/marks/"), "an orphan is left: %s", o.Key)

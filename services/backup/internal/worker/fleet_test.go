@@ -90,7 +90,7 @@ func (g *gate) highest() int32 {
 
 func (g *gate) waitFor(t *testing.T, n int32) {
 	t.Helper()
-	require.Eventually(t, func() bool { return g.inside.Load() == n }, 20*time.Second, 5*time.Millisecond, "%d are to run at once", n)
+	require.Eventually(t, func() bool { return g.inside.Load() == n }, time.Minute, 5*time.Millisecond, "%d are to run at once", n)
 }
 
 // A job of a zone goes to a worker of that zone; one of no zone to any; one of a zone without a worker waits, and uses up no attempt.
@@ -113,7 +113,7 @@ func TestJobsGoToWorkersOfTheirZone(t *testing.T) {
 		require.Eventually(t, func() bool {
 			n := f.ends("snapshot", "committed")
 			return n["of-a"] > round && n["of-b"] > round && n["of-none"] > round
-		}, 30*time.Second, 20*time.Millisecond)
+		}, time.Minute, 20*time.Millisecond)
 		assert.Equal(t, "worker-a", f.event("snapshot", "committed", "of-a").GetActor())
 		assert.Equal(t, "worker-b", f.event("snapshot", "committed", "of-b").GetActor())
 	}
@@ -125,7 +125,7 @@ func TestJobsGoToWorkersOfTheirZone(t *testing.T) {
 			return false
 		}
 		return cons.CachedInfo().Delivered.Consumer >= 15+8
-	}, 30*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	assert.Zero(t, f.claim("of-c").GetAttempt())
 	assert.Zero(t, f.ends("snapshot", "started")["of-c"])
 	assert.Zero(t, f.ends("job", "rejected")["of-c"])
@@ -168,7 +168,7 @@ func TestEveryTargetHasItsTurn(t *testing.T) {
 		})
 	}
 	defer func() { stop(); wg.Wait() }()
-	require.Eventually(t, func() bool { return f.ends("snapshot", "committed")[greedy] > 0 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return f.ends("snapshot", "committed")[greedy] > 0 }, time.Minute, 10*time.Millisecond)
 	for round := range 4 {
 		before := f.ends("snapshot", "committed")[greedy]
 		for _, name := range others {
@@ -212,7 +212,7 @@ func TestAWorkerHoardsNothing(t *testing.T) {
 	}
 	assert.Equal(t, map[string]int{"first": 2, "second": 2, "": 2}, workers)
 	close(g.release)
-	require.Eventually(t, func() bool { return len(f.ends("snapshot", "committed")) == len(names) }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return len(f.ends("snapshot", "committed")) == len(names) }, time.Minute, 20*time.Millisecond)
 }
 
 // The fleet runs as many as it may, over all workers, and another number after a reload.
@@ -258,7 +258,7 @@ func (f *fleet) waiting(g *gate) *worker.Worker {
 	f.publish(config.WorkSnapshot, "t-0", "")
 	g.waitFor(f.t, 1)
 	f.publish(config.WorkSnapshot, "t-1", "")
-	require.Eventually(f.t, func() bool { return w.Running() == 2 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(f.t, func() bool { return w.Running() == 2 }, time.Minute, 10*time.Millisecond)
 	return w
 }
 
@@ -276,14 +276,14 @@ func TestAJobThatIsCancelledWhileItWaits(t *testing.T) {
 			if followed {
 				id = f.followed("t-1")
 			}
-			require.Eventually(t, func() bool { return w.Running() == 1 }, 10*time.Second, 10*time.Millisecond, "it still waits")
+			require.Eventually(t, func() bool { return w.Running() == 1 }, time.Minute, 10*time.Millisecond, "it still waits")
 			if !followed {
 				e := f.event("job", "stopped", "t-1")
 				assert.Equal(t, id, e.GetJobId())
 				assert.Equal(t, "0", e.GetAttributes()["attempt"])
 			}
 			close(g.release)
-			require.Eventually(t, func() bool { return f.ends("snapshot", "committed")["t-0"] == 1 }, 20*time.Second, 20*time.Millisecond)
+			require.Eventually(t, func() bool { return f.ends("snapshot", "committed")["t-0"] == 1 }, time.Minute, 20*time.Millisecond)
 			assert.Equal(t, id, f.claim("t-1").GetJobId())
 			assert.Zero(t, f.ends("snapshot", "started")["t-1"])
 		})
@@ -308,7 +308,7 @@ func TestAReloadWhileAJobWaits(t *testing.T) {
 		c.Workers.FleetConcurrency.Snapshot, c.Targets[1].Zone = 1, "elsewhere"
 	})
 	close(g.release)
-	require.Eventually(t, func() bool { return f.ends("snapshot", "committed")["t-0"] == 1 }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return f.ends("snapshot", "committed")["t-0"] == 1 }, time.Minute, 20*time.Millisecond)
 	f.hire(hand{name: "there", zone: "elsewhere", works: []config.Work{config.WorkSnapshot}})
 	assert.Equal(t, "there", f.event("snapshot", "committed", "t-1").GetActor())
 	assert.Empty(t, f.ends("snapshot", "interrupted"))

@@ -84,7 +84,7 @@ func (f *fleet) snapshot() *lifeboatv1.Manifest {
 	f.t.Helper()
 	before := f.count("snapshot", "committed")
 	f.publish(config.WorkSnapshot, target, "")
-	require.Eventually(f.t, func() bool { return f.count("snapshot", "committed") > before }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(f.t, func() bool { return f.count("snapshot", "committed") > before }, time.Minute, 10*time.Millisecond)
 	return f.event("snapshot", "committed", target).GetManifest()
 }
 
@@ -293,7 +293,7 @@ func TestWhatWorriesAboutASourceIsToldUntilItIsWell(t *testing.T) {
 	src.set("3", 19)
 	m = f.snapshot()
 	assert.Empty(t, m.GetSource().GetWorries())
-	require.Eventually(t, func() bool { return f.event("source", "well", target).GetSnapshotId() == m.GetId() }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return f.event("source", "well", target).GetSnapshotId() == m.GetId() }, time.Minute, 10*time.Millisecond)
 }
 
 func TestASnapshotIsCopiedToTheSecondBucket(t *testing.T) {
@@ -331,7 +331,7 @@ func TestASnapshotIsCopiedToTheSecondBucket(t *testing.T) {
 	b[len(b)/2] ^= 1
 	require.NoError(t, os.WriteFile(path, b, 0o600))
 	unchanged := f.snapshot()
-	require.Eventually(t, func() bool { return f.event("copy", "passed", target).GetSnapshotId() == unchanged.GetId() }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return f.event("copy", "passed", target).GetSnapshotId() == unchanged.GetId() }, time.Minute, 10*time.Millisecond)
 	m, err = there.Manifest(t.Context(), target, unchanged.GetId())
 	require.NoError(t, err)
 	assert.Equal(t, first.GetId(), m.GetData().GetUnchangedSince())
@@ -344,7 +344,7 @@ func TestASnapshotIsCopiedToTheSecondBucket(t *testing.T) {
 	}))
 	src.set("changed", 99)
 	third := f.snapshot()
-	require.Eventually(t, func() bool { return f.event("copy", "passed", target).GetSnapshotId() == third.GetId() }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return f.event("copy", "passed", target).GetSnapshotId() == third.GetId() }, time.Minute, 10*time.Millisecond)
 	ids, err := there.IDs(t.Context(), target)
 	require.NoError(t, err)
 	assert.Equal(t, []string{first.GetId(), unchanged.GetId(), third.GetId()}, ids)
@@ -384,7 +384,7 @@ func TestARottenSnapshotHoldsUpNoOtherCopy(t *testing.T) {
 	require.Eventually(t, func() bool {
 		ids, err = there.IDs(t.Context(), target)
 		return err == nil && slices.Equal(ids, []string{sound.GetId(), newest.GetId()}) && f.count("copy", "passed") > 0
-	}, 20*time.Second, 10*time.Millisecond, "%v", &ids)
+	}, time.Minute, 10*time.Millisecond, "%v", &ids)
 	all := f.snapshots()
 	assert.True(t, all[0].Damaged())
 	assert.False(t, all[1].Damaged())

@@ -196,7 +196,7 @@ func (f *fleet) publish(work config.Work, target, payload string) {
 	require.Eventually(f.t, func() bool {
 		_, err = js.Publish(f.t.Context(), bus.JobSubject(work, target), []byte(payload))
 		return err == nil
-	}, 10*time.Second, 20*time.Millisecond, "a job may still be there: %v", err)
+	}, time.Minute, 20*time.Millisecond, "a job may still be there: %v", err)
 }
 
 // event waits for the newest event of a subject.
@@ -206,7 +206,7 @@ func (f *fleet) event(noun, verb, target string) *lifeboatv1.Event {
 	require.Eventually(f.t, func() bool {
 		seq, _, err := f.events.Last(f.t.Context(), bus.StreamEvents, bus.EventSubject(noun, verb, target), e)
 		return err == nil && seq > 0
-	}, 20*time.Second, 20*time.Millisecond, "no event %s.%s.%s", noun, verb, target)
+	}, time.Minute, 20*time.Millisecond, "no event %s.%s.%s", noun, verb, target)
 	return e
 }
 
@@ -251,7 +251,7 @@ func (f *fleet) deadLetter(subject string) *lifeboatv1.DeadLetter {
 	require.Eventually(f.t, func() bool {
 		seq, _, err := f.events.Last(f.t.Context(), bus.StreamDead, subject, d)
 		return err == nil && seq > 0
-	}, 20*time.Second, 20*time.Millisecond, "no dead letter on %s", subject)
+	}, time.Minute, 20*time.Millisecond, "no dead letter on %s", subject)
 	return d
 }
 
@@ -499,7 +499,7 @@ func TestVerifyFindsRotAndNamesIt(t *testing.T) {
 	f.publish(config.WorkVerify, target, `{"snapshot":"latest"}`)
 	require.Eventually(t, func() bool {
 		return strings.Contains(f.event("verify", "failed", target).GetMessage(), "no such object")
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 }
 
 // Guarantee 8: no secret appears in a log, an event, a manifest or an error.

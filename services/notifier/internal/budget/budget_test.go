@@ -41,7 +41,7 @@ func connect(tb testing.TB, url string) *bus.Bus {
 	})
 	require.NoError(tb, err)
 	tb.Cleanup(func() { _ = b.Close() })
-	require.Eventually(tb, func() bool { return b.Connected() == nil }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(tb, func() bool { return b.Connected() == nil }, time.Minute, 5*time.Millisecond)
 	require.NoError(tb, b.EnsureStreams(tb.Context()))
 	return b
 }
@@ -344,7 +344,7 @@ func TestAStreamThatWasMadeAnew(t *testing.T) {
 	fresh := newProcess(t, connect(t, natstest.New(t).URL()), newClock().now)
 	a.store.Store, b.store.Store = fresh.store.Store, fresh.store.Store
 	require.Zero(t, b.take(rule, false), "with lower sequences than it knows")
-	require.Eventually(t, func() bool { return a.take(rule, false) == 0 }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return a.take(rule, false) == 0 }, time.Minute, time.Millisecond)
 	assert.Equal(t, 28, a.state(rule).Left)
 }
 
@@ -362,7 +362,7 @@ func TestNothingIsSentWhileNATSIsAway(t *testing.T) {
 	require.Eventually(t, func() bool {
 		d, taking := a.Take(t.Context(), "robot", rule, false)
 		return taking == nil && d == 0
-	}, 20*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	var raw lifeboatv1.Budget
 	_, _, err = a.store.Store.Last(t.Context(), bus.StreamAlerts, bus.BudgetSubject("robot"), &raw)
 	require.NoError(t, err)

@@ -37,7 +37,9 @@ const storeTimeout = 5 * time.Second
 
 // Store keeps messages durably: when a method returns nil, a crash of any process loses nothing.
 type Store interface {
-	// PublishAll stores all or returns an error; a message whose ID is stored already is no error.
+	// PublishTogether stores all or none; errors.Is(err, bus.ErrNotTogether) when it cannot do it like that.
+	PublishTogether(ctx context.Context, all []bus.Outgoing) error
+	// PublishAll stores all, or returns an error and has stored some; a message whose ID is stored already is no error.
 	PublishAll(ctx context.Context, all []bus.Outgoing) error
 	DeadLetter(ctx context.Context, reason string, d *lifeboatv1.DeadLetter) error
 }
@@ -164,7 +166,11 @@ func (h *Handlers) take(r *http.Request, parse parser) (alerts int, ids []string
 func (h *Handlers) store(ctx context.Context, all []bus.Outgoing) *refusal {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	if err := h.o.Store.PublishAll(ctx, all); err != nil {
+	err := h.o.Store.PublishTogether(ctx, all)
+	if errors.Is(err, bus.ErrNotTogether) { // some are stored already, of a webhook that is sent again, or there are over a thousand
+		err = h.o.Store.PublishAll(ctx, all)
+	}
+	if err != nil {
 		return &refusal{code: http.StatusServiceUnavailable, err: fmt.Errorf("storing the alerts: %w", err)}
 	}
 	return nil

@@ -30,6 +30,10 @@ type store struct {
 	dead    []*lifeboatv1.DeadLetter
 }
 
+func (s *store) PublishTogether(ctx context.Context, all []bus.Outgoing) error {
+	return s.PublishAll(ctx, all)
+}
+
 func (s *store) PublishAll(_ context.Context, all []bus.Outgoing) error {
 	if s.err != nil {
 		return s.err

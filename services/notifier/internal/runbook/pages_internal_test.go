@@ -72,7 +72,7 @@ func (d *desk) eventually(t *testing.T, cfg config.Runbooks, url string, want fu
 	require.Eventually(t, func() bool {
 		page = d.Page(t.Context(), cfg, "X", map[string]string{Annotation: url})
 		return want(page)
-	}, 10*time.Second, 20*time.Millisecond, "%+v", &page)
+	}, time.Minute, 20*time.Millisecond, "%+v", &page)
 	return page
 }
 

@@ -246,7 +246,7 @@ func TestASilenceSilences(t *testing.T) {
 		assert.True(t, m.IsEqual)
 		assert.False(t, m.IsRegex)
 	}
-	require.Eventually(t, func() bool { return len(suppressed(t, am.URL)) > 0 }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return len(suppressed(t, am.URL)) > 0 }, time.Minute, 50*time.Millisecond)
 	assert.Equal(t, map[string][]string{"etcd-prod": {id}}, suppressed(t, am.URL), "this alert, and no other one")
 
 	require.Len(t, b.recorded(), 1)

@@ -83,7 +83,7 @@ func (b *chatBench) said(inChannel, alone int) (public, private chattest.Message
 			private = whispers[len(whispers)-1]
 		}
 		return true
-	}, 20*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	return public, private
 }
 
@@ -122,7 +122,7 @@ func TestAPressInSlackSilences(t *testing.T) {
 	assert.Regexp(t, `^Silenced for 1h by ann \(U[0-9A-F]+\) until ([0-9-]+ )?[0-9]{2}:[0-9]{2} UTC: `+all[0].ID+`$`, public.Text)
 	assert.Contains(t, string(public.Raw), `"thread_ts":"`+ts+`"`)
 	assert.Contains(t, string(public.Raw), `"replace_original":false`)
-	require.Eventually(t, func() bool { return len(suppressed(t, am.URL)["etcd-prod"]) == 1 }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return len(suppressed(t, am.URL)["etcd-prod"]) == 1 }, time.Minute, 50*time.Millisecond)
 	require.Len(t, b.recorded(), 1)
 	assert.Equal(t, map[string]string{"receiver": "ops", "user": chattest.SlackUserID("ann"), "way": "slack"}, map[string]string{
 		"receiver": b.recorded()[0].GetAttributes()["receiver"], "user": b.recorded()[0].GetAttributes()["user"], "way": b.recorded()[0].GetAttributes()["way"],
@@ -439,7 +439,7 @@ func TestTheWorkIsBoundedAndAwaited(t *testing.T) {
 	}
 	closed := make(chan error)
 	go func() { closed <- b.Close(t.Context()) }()
-	require.Eventually(t, func() bool { b.jobs.mu.Lock(); defer b.jobs.mu.Unlock(); return b.jobs.closed }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { b.jobs.mu.Lock(); defer b.jobs.mu.Unlock(); return b.jobs.closed }, time.Minute, time.Millisecond)
 	assert.Equal(t, http.StatusServiceUnavailable, post(200), "closed")
 	close(hold)
 	require.NoError(t, <-closed)

@@ -84,7 +84,7 @@ func TestWaitingAndRunning(t *testing.T) {
 	require.Eventually(t, func() bool {
 		workers, err := b.Workers(t.Context())
 		return err == nil && len(workers) == 1
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	claim(config.WorkSnapshot, "running", publish(config.WorkSnapshot, "running"), lifeboatv1.ClaimState_PHASE_RUNNING)
 	claim(config.WorkSnapshot, "committing", publish(config.WorkSnapshot, "committing"), lifeboatv1.ClaimState_PHASE_COMMITTING)
 	claim(config.WorkSnapshot, "retrying", publish(config.WorkSnapshot, "retrying"), lifeboatv1.ClaimState_PHASE_RELEASED)
@@ -157,7 +157,7 @@ func TestAbsentWhileNATSIsAway(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()
 	<-broken.asked
-	require.Eventually(t, func() bool { return len(gathered(t, reg)) == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(gathered(t, reg)) == 0 }, time.Minute, time.Millisecond)
 	cancel()
 	require.NoError(t, <-done)
 }

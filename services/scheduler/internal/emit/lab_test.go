@@ -240,7 +240,7 @@ func (l *lab) missed() []string {
 
 func (l *lab) eventually(what string, ok func() bool) {
 	l.t.Helper()
-	require.Eventually(l.t, ok, 30*time.Second, 10*time.Millisecond, what)
+	require.Eventually(l.t, ok, time.Minute, 10*time.Millisecond, what)
 }
 
 // settled waits until the target's state says something, its missed ticks are recorded and its anchor, if it is one, is written.

@@ -293,7 +293,7 @@ func TestLocked(t *testing.T) {
 	// A session is a node's, and an agent registers its own some time after it answers.
 	require.Eventually(t, func() bool {
 		return strings.Contains(string(ask(t, "", http.MethodGet, c.Address+"/v1/catalog/nodes", nil)), `"Node"`)
-	}, 30*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	session := ask(t, "", http.MethodPut, c.Address+"/v1/session/create", []byte(`{"LockDelay":"0s"}`))
 	id := strings.Split(string(session), `"`)[3]
 	ask(t, "", http.MethodPut, c.Address+"/v1/kv/lock?acquire="+id, []byte("holder"))

@@ -35,7 +35,7 @@ func (r *region) variable(t *testing.T, namespace, path string, items map[string
 	require.Eventually(t, func() bool { // the leader makes a key for variables a moment after it leads
 		_, _, err := r.api.Variables().Create(v, &api.WriteOptions{Namespace: namespace})
 		return err == nil
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 }
 
 // fill makes some of everything.
@@ -82,7 +82,7 @@ func (r *region) pause(t *testing.T, paused bool) {
 		conf.SchedulerConfig.PauseEvalBroker = paused
 		_, _, err = r.api.Operator().SchedulerSetConfiguration(conf.SchedulerConfig, nil)
 		return err == nil
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 }
 
 func (r *region) fillACL(t *testing.T) {

@@ -126,7 +126,7 @@ func TestRaft(t *testing.T) {
 		require.Eventually(t, func() bool { // the keyring is read a moment later
 			v, _, verr := dst.api.Variables().Read("db", &api.QueryOptions{Namespace: "apps"})
 			return verr == nil && v.Items["password"] == "s3cr3t"
-		}, 20*time.Second, 50*time.Millisecond, "the keyring came along")
+		}, time.Minute, 50*time.Millisecond, "the keyring came along")
 	})
 }
 

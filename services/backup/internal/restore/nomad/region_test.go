@@ -74,7 +74,7 @@ func startRegionIn(t *testing.T, dir, hcl string) *region {
 			}
 			r.root = token.SecretID
 			return true
-		}, 20*time.Second, 50*time.Millisecond)
+		}, time.Minute, 50*time.Millisecond)
 		r.api.SetSecretID(r.root)
 		file := filepath.Join(t.TempDir(), "token")
 		require.NoError(t, os.WriteFile(file, []byte(r.root+"\n"), 0o600))

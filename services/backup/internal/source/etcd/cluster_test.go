@@ -202,7 +202,7 @@ func TestChoosesMember(t *testing.T) {
 	})
 	t.Run("no leader, no snapshot", func(t *testing.T) {
 		stop(members[(leader+2)%3])
-		require.Eventually(t, func() bool { return members[leader].Server.Leader() == 0 }, 20*time.Second, 20*time.Millisecond)
+		require.Eventually(t, func() bool { return members[leader].Server.Leader() == 0 }, time.Minute, 20*time.Millisecond)
 		_, err := etcd.New(config.Etcd{Endpoints: urls}, etcd.Options{}).Open(t.Context())
 		var typed *source.Error
 		require.ErrorAs(t, err, &typed)

@@ -82,9 +82,9 @@ func embedded(dir string, change ...func(*embed.Config)) (*embed.Etcd, error) {
 		return e, nil
 	case err := <-e.Err():
 		return nil, err
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		e.Close()
-		return nil, fmt.Errorf("etcd was not ready within 30 s")
+		return nil, fmt.Errorf("etcd was not ready within a minute")
 	}
 }
 
@@ -166,7 +166,7 @@ func child(tb testing.TB, dir string) (address string, p *bintest.Process) {
 		url, err := os.ReadFile(filepath.Join(dir, "url"))
 		address = string(url)
 		return err == nil
-	}, 30*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	return address, p
 }
 

@@ -151,7 +151,7 @@ func TestFragmented(t *testing.T) {
 		status, serr := c.Status(t.Context(), clientURL(e))
 		require.NoError(t, serr)
 		return status.DbSizeInUse < 10<<20
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 
 	_, info = readAll(t, clientURL(e))
 	h := info.GetEtcdHealth()

@@ -70,7 +70,7 @@ func pauseScheduler(t *testing.T, c *api.Client) {
 		conf.SchedulerConfig.PauseEvalBroker = true
 		_, _, err = c.Operator().SchedulerSetConfiguration(conf.SchedulerConfig, nil)
 		return err == nil
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 }
 
 func start(t *testing.T) *sourcetest.Server {

@@ -42,13 +42,13 @@ func startRegion(t *testing.T) *region {
 		}
 		r.root = token.SecretID
 		return true
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	r.api.SetSecretID(r.root)
 	pauseScheduler(t, r.api)
 	require.Eventually(t, func() bool { // and before it has made a key for variables
 		_, _, verr := r.api.Variables().Create(&api.Variable{Path: "ready", Items: map[string]string{"k": "v"}}, nil)
 		return verr == nil
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	_, err = r.api.Variables().Delete("ready", nil)
 	require.NoError(t, err)
 	return r
@@ -217,7 +217,7 @@ func testSame(t *testing.T, r *region) {
 		require.Equal(t, before, again, "nothing has changed")
 	}
 	broker(false)
-	require.Eventually(t, func() bool { return status() != first }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return status() != first }, time.Minute, 20*time.Millisecond)
 	// Somebody takes a lock and gives it back.
 	lock := &api.Variable{Path: "a/b", Items: map[string]string{"k": "a/b"}, Lock: &api.VariableLock{TTL: "30s", LockDelay: "1s"}}
 	locked, _, err := r.api.Variables().AcquireLock(lock, nil)
