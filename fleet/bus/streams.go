@@ -19,8 +19,8 @@ const (
 	deadMaxAge   = 180 * 24 * time.Hour
 	// A message id is remembered this long. It covers a redelivery after a crash.
 	dedupWindow = 30 * time.Minute
-	// Shorter for alerts: it covers an Alertmanager that sends the same webhook again after a lost answer, and lets pass
-	// what its repeat_interval sends on purpose, which few set below five minutes.
+	// Shorter for alerts: it covers a sender that gives its own ids and posts again after a lost answer, and lets pass what it
+	// repeats on purpose.
 	alertsWindow = 4 * time.Minute
 )
 

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -193,10 +192,10 @@ func TestTenThousandAlertsAreTakenWhole(t *testing.T) {
 	}
 	assert.Len(t, seen, alerts)
 	s.counted(`lifeboat_webhook_alerts_total{status="firing"} 10000`)
-	// The same, compressed and after a lost answer: nothing is stored twice.
+	// The same, compressed.
 	code, answer = s.post(ingest.Path, &packed, "Content-Encoding", "gzip")
 	require.Equal(t, http.StatusOK, code, answer)
-	assert.Len(t, s.stored(), len(parts))
+	assert.Len(t, s.stored(), 2*len(parts))
 }
 
 // A webhook in many messages for which there is not enough room leaves none of them behind; once there is, it is taken.
@@ -228,23 +227,6 @@ func TestALargeWebhookIsRefusedWhole(t *testing.T) {
 	code, answer = s.post(ingest.Path, bytes.NewReader(body))
 	require.Equal(t, http.StatusOK, code, answer)
 	assert.Greater(t, len(s.stored()), 10)
-}
-
-func TestTheSameWebhookTwiceAtOnceIsStoredOnce(t *testing.T) {
-	t.Parallel()
-	s := newServer(t, natstest.New(t).URL())
-	for round := range 20 {
-		body := payload(3, round)
-		var wg sync.WaitGroup
-		for range 2 {
-			wg.Go(func() {
-				code, answer := s.post(ingest.Path, bytes.NewReader(body))
-				assert.Equal(t, http.StatusOK, code, answer)
-			})
-		}
-		wg.Wait()
-		require.Len(t, s.stored(), round+1)
-	}
 }
 
 func TestAWebhookThatIsCutOffLeavesNothing(t *testing.T) {
@@ -349,12 +331,18 @@ func TestWhileNATSIsAwaySendersAreToldToComeAgain(t *testing.T) {
 	}, time.Minute, 50*time.Millisecond)
 	code, _ = s.post(ingest.GenericPath, strings.NewReader(`{"name":"A","id":"1"}`))
 	assert.Equal(t, http.StatusOK, code)
-	assert.Len(t, s.stored(), 2, "what the library sent after all, when it had connected again, has the same id")
+	// What the library sent after all, when it had connected again, is there too. One that names itself is there once.
+	count := map[string]int{}
+	for _, n := range s.stored() {
+		count[n.GetOrigin()]++
+	}
+	assert.Equal(t, 1, count["webhook"])
+	assert.Positive(t, count["alertmanager"])
 	s.counted(`lifeboat_webhook_requests_total{code="503",endpoint="generic"} 1`)
 }
 
-// A server that does not answer may have stored the alerts all the same; the retry has the same id.
-func TestASlowNATSIsNotWaitedForAndTheRetryIsStoredOnce(t *testing.T) {
+// A server that does not answer may store the alerts all the same.
+func TestASlowNATSIsNotWaitedForAndTheRetryIsStored(t *testing.T) {
 	t.Parallel()
 	n, err := bintest.StartNATS(t.Context(), t.TempDir())
 	require.NoError(t, err)
@@ -370,9 +358,11 @@ func TestASlowNATSIsNotWaitedForAndTheRetryIsStoredOnce(t *testing.T) {
 		code, _ := s.post(ingest.Path, bytes.NewReader(payload(2000, 1)))
 		return code == http.StatusOK
 	}, time.Minute, 50*time.Millisecond)
-	alerts := 0
-	for _, n := range s.stored() {
-		alerts += len(n.GetAlerts())
+	alerts := map[string]bool{}
+	for _, n := range s.stored() { // what the slow one was given may be among it too: to tell it once is not this package's part
+		for _, a := range n.GetAlerts() {
+			alerts[a.GetFingerprint()] = true
+		}
 	}
-	assert.Equal(t, 2000, alerts)
+	assert.Len(t, alerts, 2000)
 }

@@ -11,8 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/oklog/ulid/v2"
 )
 
 // Generic takes alerts from scripts: one JSON object or a list of them, as {"name": "BackupFailed", "target": "db1", "severity":
@@ -29,7 +27,7 @@ import (
 //	generator_url  where the alert comes from
 //	id           makes a retry harmless, for four minutes: the same alert with the same id is stored once
 //
-// A header Idempotency-Key does the same as id for the request as a whole; so does starts_at for an alert that has it. A key that is
+// A header Idempotency-Key does the same as id for the request as a whole; so does starts_at for an event that has it. A key that is
 // unknown is an error, as one that is misspelt would be lost in silence. A list is taken whole or refused whole.
 //
 // It answers 200 with {"accepted": alerts, "ids": [...]}, the ids being those of the notifications that were stored, and otherwise the
@@ -208,7 +206,8 @@ func groupNote(alerts []generic, key string, now time.Time) *note {
 	known := true
 	said := make([]string, 0, len(alerts))
 	for _, g := range alerts {
-		known = known && (key != "" || g.id != "" || !g.startsAt.IsZero())
+		// An event happens once; what fires may end and fire on with the same startsAt.
+		known = known && (key != "" || g.id != "" || g.status == statusEvent && !g.startsAt.IsZero())
 		said = append(said, fmt.Sprintf("%q %q %q %q %q %d %d %q",
 			g.id, g.status, pairs(g.labels), pairs(g.annotations), g.group, g.startsAt.UnixNano(), g.endsAt.UnixNano(), g.generatorURL))
 		n.alerts = append(n.alerts, g.item(now))
@@ -221,7 +220,7 @@ func groupNote(alerts []generic, key string, now time.Time) *note {
 		n.groupLabels = textsOf(map[string]string{"alertname": name})
 	}
 	if !known {
-		n.id = "wh-" + ulid.Make().String()
+		n.id = newID("wh-")
 		return n
 	}
 	slices.Sort(said)

@@ -112,8 +112,10 @@ func TestGenericRetryIsStoredOnceIfItSaysWhichOneItIs(t *testing.T) {
 	same(`{"name":"A","id":"1"}`)
 	same(`{"name":"A"}`, "Idempotency-Key", "1")
 	same(`[{"name":"A"},{"name":"B"}]`, "Idempotency-Key", "1")
-	same(`{"name":"A","starts_at":"2026-11-21T04:00:00+08:00"}`)
-	first := ids(`{"name":"A"}`)
+	same(`{"name":"A","status":"event","starts_at":"2026-11-21T04:00:00+08:00"}`)
+	first := ids(`{"name":"A","starts_at":"2026-11-21T04:00:00+08:00"}`)
+	assert.NotEqual(t, first, ids(`{"name":"A","starts_at":"2026-11-21T04:00:00+08:00"}`), "it may have ended meanwhile, and fire on")
+	first = ids(`{"name":"A"}`)
 	assert.NotEqual(t, first, ids(`{"name":"A"}`), "two posts that do not say so are two")
 	first = ids(`{"name":"A","id":"1"}`)
 	// A key that is reused by mistake hides nothing.

@@ -167,7 +167,7 @@ func (h *Handlers) store(ctx context.Context, all []bus.Outgoing) *refusal {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	err := h.o.Store.PublishTogether(ctx, all)
-	if errors.Is(err, bus.ErrNotTogether) { // some are stored already, of a webhook that is sent again, or there are over a thousand
+	if errors.Is(err, bus.ErrNotTogether) { // some are stored already, with the sender's ids, or there are over a thousand
 		err = h.o.Store.PublishAll(ctx, all)
 	}
 	if err != nil {

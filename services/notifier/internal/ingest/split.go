@@ -4,7 +4,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"strconv"
+
+	"github.com/oklog/ulid/v2"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 )
@@ -25,8 +26,10 @@ const (
 // span is the alerts from first to last, and where they stand among the written ones.
 type span struct{ first, last, from, to int }
 
-// split makes messages that each fit into NATS, each with an id that depends on nothing but which alerts are in it and where they
-// came from: a webhook that is sent again gives the same ids. A note that has an id keeps it. n is used up.
+// split makes messages that each fit into NATS, each with an id of its own. A note that has an id keeps it. n is used up.
+//
+// A webhook of Alertmanager has none, and none is made of what it says: an alert that ended and fires on, with the startsAt that it had,
+// posts the very same again, minutes later, and NATS would drop it. What was posted twice because an answer was lost is folded.
 //
 // Every alert is written once: their sizes say where to split, and the messages are made of the same bytes.
 func split(n *note) []bus.Outgoing {
@@ -42,7 +45,7 @@ func split(n *note) []bus.Outgoing {
 		n.part = i + 1
 		switch {
 		case id == "":
-			n.id = n.identity(n.alerts[s.first:s.last])
+			n.id = newID("am-")
 		case n.parts > 1:
 			n.id = fmt.Sprintf("%s-%d", id, n.part)
 		}
@@ -56,7 +59,7 @@ func split(n *note) []bus.Outgoing {
 func (n *note) single() bus.Outgoing {
 	n.part, n.parts = 1, 1
 	if n.id == "" {
-		n.id = n.identity(n.alerts)
+		n.id = newID("am-")
 	}
 	data := n.open(make([]byte, 0, n.size+usualEnvelope/2))
 	for i := range n.alerts {
@@ -88,26 +91,8 @@ func (n *note) write() (written []byte, spans []span) {
 	return written, spans
 }
 
-// identity hashes group, receiver and the alerts, which are sorted. startsAt is in it because an alert that fires anew is otherwise
-// the same.
-func (n *note) identity(alerts []item) string {
-	text := make([]byte, 0, 256+64*len(alerts))
-	part := func(s string) { // with its length before it, so that no two lists of texts are the same
-		text = append(strconv.AppendInt(text, int64(len(s)), 10), ':')
-		text = append(text, s...)
-	}
-	part(n.groupKey)
-	part(n.receiver)
-	for i := range alerts {
-		part(alerts[i].fingerprint)
-		part(alerts[i].status)
-		if at := alerts[i].startsAt; !at.IsZero() {
-			text = append(strconv.AppendInt(text, at.Unix(), 10), '.')
-			text = strconv.AppendInt(text, int64(at.Nanosecond()), 10)
-		}
-	}
-	return hashed("am-", text)
-}
+// newID is a prefix and a ULID.
+func newID(prefix string) string { return prefix + ulid.Make().String() }
 
 // hashed is a prefix and 128 bits of a text's hash.
 func hashed(prefix string, text []byte) string {

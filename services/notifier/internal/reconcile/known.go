@@ -107,7 +107,10 @@ func (k *known) state(g *lifeboatv1.Group, receiver, token string, size int) {
 		if !ok || t.GetToldAt() == nil && !t.GetWaits() {
 			continue
 		}
-		k.knows(fingerprint, t.GetStartsAt())
+		// People who were told that it has ended do not know that it fires, be it with the same startsAt.
+		if t.GetStatus() != resolved || t.GetToldStatus() != resolved {
+			k.knows(fingerprint, t.GetStartsAt())
+		}
 		written, own := strings.CutPrefix(g.GetGroupKey(), groupPrefix)
 		e := &ending{id: alertID{fingerprint, t.GetStartsAt().AsTime().UnixMilli()}, receiver: receiver}
 		if own && t.GetStatus() == firing && json.Unmarshal([]byte(written), &e.labels) == nil {

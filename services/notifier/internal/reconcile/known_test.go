@@ -54,11 +54,17 @@ func TestWhatIsKnown(t *testing.T) {
 		message proto.Message
 		known   bool
 	}{
-		"received":                {bus.SubjectReceived, sent("firing", began), true},
-		"for a receiver":          {bus.DeliverySubject("ops"), &lifeboatv1.Delivery{Notification: sent("firing", began)}, true},
-		"critical":                {bus.CriticalSubject("ops"), &lifeboatv1.Delivery{Notification: sent("firing", began)}, true},
-		"held":                    {bus.HeldSubject("ops"), &lifeboatv1.Delivery{Notification: sent("firing", began)}, true},
-		"told":                    {bus.GroupSubject("ops", "x"), state(&lifeboatv1.Told{StartsAt: at(began), ToldAt: at(began)}), true},
+		"received":       {bus.SubjectReceived, sent("firing", began), true},
+		"for a receiver": {bus.DeliverySubject("ops"), &lifeboatv1.Delivery{Notification: sent("firing", began)}, true},
+		"critical":       {bus.CriticalSubject("ops"), &lifeboatv1.Delivery{Notification: sent("firing", began)}, true},
+		"held":           {bus.HeldSubject("ops"), &lifeboatv1.Delivery{Notification: sent("firing", began)}, true},
+		"told":           {bus.GroupSubject("ops", "x"), state(&lifeboatv1.Told{StartsAt: at(began), ToldAt: at(began)}), true},
+		"told to have ended": {bus.GroupSubject("ops", "x"), state(&lifeboatv1.Told{
+			StartsAt: at(began), ToldAt: at(began), Status: "resolved", ToldStatus: "resolved",
+		}), false},
+		"told, and its end waits": {bus.GroupSubject("ops", "x"), state(&lifeboatv1.Told{
+			StartsAt: at(began), ToldAt: at(began), Status: "resolved", ToldStatus: "firing", Waits: true,
+		}), true},
 		"put by":                  {bus.GroupSubject("ops", "x"), state(&lifeboatv1.Told{StartsAt: at(began), Waits: true}), true},
 		"came and was not told":   {bus.GroupSubject("ops", "x"), state(&lifeboatv1.Told{StartsAt: at(began)}), false},
 		"an earlier time":         {bus.GroupSubject("ops", "x"), state(&lifeboatv1.Told{StartsAt: at(began.Add(-time.Hour)), ToldAt: at(began)}), false},
