@@ -116,7 +116,7 @@ func (b *Bus) transact(ctx context.Context, all []*nats.Msg) (seq uint64, err er
 	err = b.guarded(ctx, func(ctx context.Context) error {
 		// Those before the last ask for no reply: the server answers the commit for the whole batch.
 		for _, m := range all[:len(all)-1] {
-			if err := b.nc.PublishMsg(m); err != nil {
+			if err = b.nc.PublishMsg(m); err != nil {
 				return fmt.Errorf("publishing to %s: %w", m.Subject, err)
 			}
 		}

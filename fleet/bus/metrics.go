@@ -12,6 +12,7 @@ type metrics struct {
 	lost     prometheus.Counter
 	inFlight *prometheus.GaugeVec
 	durable  *prometheus.GaugeVec
+	deaf     *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -43,5 +44,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "1 if what NATS acknowledged outlives its servers, 0 if not, by aspect: replicas (three of every stream), " +
 				"sync (written to disk before it is acknowledged). An aspect that is not known is absent.",
 		}, []string{"aspect"}),
+		deaf: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lifeboat_nats_streams_unfollowed",
+			Help: "Parts of this process that should follow a stream and cannot: they do not hear what happens.",
+		}, []string{"stream"}),
 	}
 }

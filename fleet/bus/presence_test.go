@@ -60,10 +60,6 @@ func TestWorkersSayThatTheyAreThere(t *testing.T) {
 	assert.Equal(t, bus.WorkerInfo{
 		Version: "v1.2.3-dirty build", Actor: "w@1", Zone: "beijing", Roles: []string{"snapshot", "verify"}, Concurrency: 4,
 	}, all[0])
-	begin := time.Now()
-	_, err = b.Workers(t.Context())
-	require.NoError(t, err)
-	assert.Less(t, time.Since(begin), 2*time.Second)
 	stopFirst()
 	assert.Equal(t, "w@2", workers(t, b, 1)[0].Actor, "one that has stopped is gone at once")
 

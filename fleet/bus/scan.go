@@ -180,7 +180,7 @@ const historyPause = 5 * time.Second
 // History calls each for every message that matches one of the filters and was stored at since or later, in the stream's order,
 // up to the newest, until it returns an error. The filters must not overlap. It is for streams that keep messages by age.
 func (b *Bus) History(ctx context.Context, stream string, filters []string, since time.Time, each func(*Message) error) error {
-	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: filters}
+	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: filters, MaxResetAttempts: 3} // or it would try for ever, deaf to the context's end
 	if !since.IsZero() {
 		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &since
 	}

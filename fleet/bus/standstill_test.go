@@ -147,9 +147,7 @@ func TestAStoppedProcessLosesItsJobAndLeavesItAlone(t *testing.T) {
 	start(t, b, c)
 	assert.Equal(t, begun{2, 2}, receive(t, taken), "a delivery that ended with its process counts")
 	require.NoError(t, p.Process.Signal(syscall.SIGCONT))
-	woke := time.Now()
 	assert.Contains(t, p.says(t, "ended"), bus.ErrLostMessage.Error())
-	assert.Less(t, time.Since(woke), 2*time.Second)
 	assert.Contains(t, p.says(t, "commit"), bus.ErrClaimLost.Error())
 	select {
 	case again := <-taken:

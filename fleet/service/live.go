@@ -28,6 +28,8 @@ type Live struct {
 	path    string
 	log     *slog.Logger
 	current atomic.Pointer[config.Config]
+	// read is the file as it was when it was loaded first.
+	read []byte
 
 	mu        sync.Mutex
 	listeners []chan struct{}
@@ -46,14 +48,18 @@ type Live struct {
 func LoadLive(path string, log *slog.Logger, reg prometheus.Registerer) (*Live, error) {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
-	cfg, err := config.Load(path)
+	read, err := os.ReadFile(path) // before it is loaded: a change in between is found in Run
+	var cfg *config.Config
+	if err == nil {
+		cfg, err = config.Load(path)
+	}
 	if err != nil {
 		signal.Stop(hup)
 		return nil, &UsageError{err}
 	}
 	f := promauto.With(reg)
 	l := &Live{
-		path: path, log: log, hup: hup,
+		path: path, log: log, hup: hup, read: read,
 		ok: f.NewGauge(prometheus.GaugeOpts{
 			Name: "lifeboat_config_last_reload_successful",
 			Help: "Whether the configuration file as it stands now is in force: 0 means that it was refused.",
@@ -91,13 +97,10 @@ func (l *Live) Run(ctx context.Context) error {
 	if err = watcher.Add(filepath.Dir(l.path)); err != nil {
 		return fmt.Errorf("watching the folder of %s: %w", l.path, err)
 	}
-	last, err := os.ReadFile(l.path)
-	if err != nil {
-		l.log.WarnContext(ctx, "the configuration file cannot be read any more", slog.Any("err", err))
-	}
-	// Writers often make several events of one change; the file is read when they have paused.
-	settle := time.NewTimer(time.Hour)
-	settle.Stop()
+	last := l.read
+	// Writers often make several events of one change; the file is read when they have paused. It may have changed already.
+	settle := time.NewTimer(0)
+	defer settle.Stop()
 	for {
 		select {
 		case <-ctx.Done():

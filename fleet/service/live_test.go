@@ -46,3 +46,24 @@ func TestASIGHUPNeverEndsTheProcess(t *testing.T) {
 	require.NoError(t, err)
 	require.NotNil(t, another.Current())
 }
+
+// A change between the first reading and the watch is found, as one that comes later.
+func TestAChangeBeforeTheWatchBeginsIsFound(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "lifeboat.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("store: {bucket: before}\n"), 0o600))
+	live, err := service.LoadLive(file, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	require.NoError(t, err)
+	changed := live.Changed()
+	require.NoError(t, os.WriteFile(file, []byte("store: {bucket: after}\n"), 0o600))
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- live.Run(ctx) }()
+	select {
+	case <-changed:
+	case <-time.After(time.Minute):
+		require.Fail(t, "the change is not found")
+	}
+	require.Equal(t, "after", live.Current().Store.Bucket)
+	stop()
+	require.NoError(t, <-ended)
+}

@@ -61,7 +61,7 @@ func TestStatusWithoutNATSIsFromTheBucketAlone(t *testing.T) {
 	l.nats.Stop()
 	begin := time.Now()
 	out, errs, code := l.lifeboat("status")
-	assert.Less(t, time.Since(begin), 4*time.Second)
+	assert.Less(t, time.Since(begin), 30*time.Second, "it does not wait until NATS is there")
 	assert.Contains(t, out, "etcd-prod")
 	assert.Contains(t, out, "fleet: the table is from the bucket alone, because NATS at "+l.nats.URL()+" is not connected")
 	assert.Equal(t, 1, code, "there is no snapshot")

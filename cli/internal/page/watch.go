@@ -77,6 +77,11 @@ func (w *watcher) follow(ctx context.Context) error {
 				}
 			},
 			Reset: func() { w.fleet.forget(); w.nudge() },
+			Interrupted: func(err error) {
+				if w.fleet.trouble(auditLog, err) {
+					w.changed()
+				}
+			},
 			CaughtUp: func() {
 				w.fleet.set(func() bool { w.fleet.caughtUp = true; return true })
 				w.nudge()
