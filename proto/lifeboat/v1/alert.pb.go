@@ -457,7 +457,9 @@ type Group struct {
 	MessagesSent int32                  `protobuf:"varint,5,opt,name=messages_sent,json=messagesSent,proto3" json:"messages_sent,omitempty"`
 	ToldAt       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=told_at,json=toldAt,proto3" json:"told_at,omitempty"`
 	// The receivers that alerts were handed on to while they fired, by fingerprint: they are told too when these end.
-	HandedTo      map[string]string `protobuf:"bytes,8,rep,name=handed_to,json=handedTo,proto3" json:"handed_to,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	HandedTo map[string]string `protobuf:"bytes,8,rep,name=handed_to,json=handedTo,proto3" json:"handed_to,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Those that handed_to has no room for, by receiver: of each the first 4 bytes of the SHA-256 of its fingerprint.
+	HandedMore    map[string][]byte `protobuf:"bytes,9,rep,name=handed_more,json=handedMore,proto3" json:"handed_more,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -537,6 +539,13 @@ func (x *Group) GetToldAt() *timestamppb.Timestamp {
 func (x *Group) GetHandedTo() map[string]string {
 	if x != nil {
 		return x.HandedTo
+	}
+	return nil
+}
+
+func (x *Group) GetHandedMore() map[string][]byte {
+	if x != nil {
+		return x.HandedMore
 	}
 	return nil
 }
@@ -647,7 +656,7 @@ type ChatMessage struct {
 	// Slack's ts.
 	Id       string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
 	PostedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=posted_at,json=postedAt,proto3" json:"posted_at,omitempty"`
-	// Whether the thread below it has the details of every alert that was told so far.
+	// How many messages stand below it; -1 when one is missing of what its last change, which rings nobody, says.
 	ThreadMessages int32 `protobuf:"varint,4,opt,name=thread_messages,json=threadMessages,proto3" json:"thread_messages,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -850,7 +859,7 @@ const file_lifeboat_v1_alert_proto_rawDesc = "" +
 	" \x01(\tR\aheldFor\x12\x1f\n" +
 	"\vhanded_from\x18\v \x03(\tR\n" +
 	"handedFrom\x12#\n" +
-	"\rhanded_reason\x18\f \x01(\tR\fhandedReason\"\x87\x03\n" +
+	"\rhanded_reason\x18\f \x01(\tR\fhandedReason\"\x8b\x04\n" +
 	"\x05Group\x12\x1b\n" +
 	"\tgroup_key\x18\x01 \x01(\tR\bgroupKey\x12)\n" +
 	"\x06alerts\x18\x02 \x03(\v2\x11.lifeboat.v1.ToldR\x06alerts\x122\n" +
@@ -859,10 +868,15 @@ const file_lifeboat_v1_alert_proto_rawDesc = "" +
 	"deliveryId\x12#\n" +
 	"\rmessages_sent\x18\x05 \x01(\x05R\fmessagesSent\x123\n" +
 	"\atold_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06toldAt\x12=\n" +
-	"\thanded_to\x18\b \x03(\v2 .lifeboat.v1.Group.HandedToEntryR\bhandedTo\x1a;\n" +
+	"\thanded_to\x18\b \x03(\v2 .lifeboat.v1.Group.HandedToEntryR\bhandedTo\x12C\n" +
+	"\vhanded_more\x18\t \x03(\v2\".lifeboat.v1.Group.HandedMoreEntryR\n" +
+	"handedMore\x1a;\n" +
 	"\rHandedToEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\a\x10\bR\x05title\"\x9b\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
+	"\x0fHandedMoreEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01J\x04\b\a\x10\bR\x05title\"\x9b\x02\n" +
 	"\x04Told\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x127\n" +
 	"\tstarts_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bstartsAt\x12\x16\n" +
@@ -895,7 +909,7 @@ func file_lifeboat_v1_alert_proto_rawDescGZIP() []byte {
 	return file_lifeboat_v1_alert_proto_rawDescData
 }
 
-var file_lifeboat_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_lifeboat_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_lifeboat_v1_alert_proto_goTypes = []any{
 	(*Alert)(nil),                 // 0: lifeboat.v1.Alert
 	(*Notification)(nil),          // 1: lifeboat.v1.Notification
@@ -911,38 +925,40 @@ var file_lifeboat_v1_alert_proto_goTypes = []any{
 	nil,                           // 11: lifeboat.v1.Notification.CommonAnnotationsEntry
 	nil,                           // 12: lifeboat.v1.Notification.RouteLabelsEntry
 	nil,                           // 13: lifeboat.v1.Group.HandedToEntry
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	nil,                           // 14: lifeboat.v1.Group.HandedMoreEntry
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
 }
 var file_lifeboat_v1_alert_proto_depIdxs = []int32{
 	7,  // 0: lifeboat.v1.Alert.labels:type_name -> lifeboat.v1.Alert.LabelsEntry
 	8,  // 1: lifeboat.v1.Alert.annotations:type_name -> lifeboat.v1.Alert.AnnotationsEntry
-	14, // 2: lifeboat.v1.Alert.starts_at:type_name -> google.protobuf.Timestamp
-	14, // 3: lifeboat.v1.Alert.ends_at:type_name -> google.protobuf.Timestamp
-	14, // 4: lifeboat.v1.Notification.received_at:type_name -> google.protobuf.Timestamp
+	15, // 2: lifeboat.v1.Alert.starts_at:type_name -> google.protobuf.Timestamp
+	15, // 3: lifeboat.v1.Alert.ends_at:type_name -> google.protobuf.Timestamp
+	15, // 4: lifeboat.v1.Notification.received_at:type_name -> google.protobuf.Timestamp
 	9,  // 5: lifeboat.v1.Notification.group_labels:type_name -> lifeboat.v1.Notification.GroupLabelsEntry
 	10, // 6: lifeboat.v1.Notification.common_labels:type_name -> lifeboat.v1.Notification.CommonLabelsEntry
 	11, // 7: lifeboat.v1.Notification.common_annotations:type_name -> lifeboat.v1.Notification.CommonAnnotationsEntry
 	0,  // 8: lifeboat.v1.Notification.alerts:type_name -> lifeboat.v1.Alert
 	12, // 9: lifeboat.v1.Notification.route_labels:type_name -> lifeboat.v1.Notification.RouteLabelsEntry
 	1,  // 10: lifeboat.v1.Delivery.notification:type_name -> lifeboat.v1.Notification
-	15, // 11: lifeboat.v1.Delivery.repeat_interval:type_name -> google.protobuf.Duration
-	14, // 12: lifeboat.v1.Delivery.held_until:type_name -> google.protobuf.Timestamp
+	16, // 11: lifeboat.v1.Delivery.repeat_interval:type_name -> google.protobuf.Duration
+	15, // 12: lifeboat.v1.Delivery.held_until:type_name -> google.protobuf.Timestamp
 	4,  // 13: lifeboat.v1.Group.alerts:type_name -> lifeboat.v1.Told
 	5,  // 14: lifeboat.v1.Group.message:type_name -> lifeboat.v1.ChatMessage
-	14, // 15: lifeboat.v1.Group.told_at:type_name -> google.protobuf.Timestamp
+	15, // 15: lifeboat.v1.Group.told_at:type_name -> google.protobuf.Timestamp
 	13, // 16: lifeboat.v1.Group.handed_to:type_name -> lifeboat.v1.Group.HandedToEntry
-	14, // 17: lifeboat.v1.Told.starts_at:type_name -> google.protobuf.Timestamp
-	14, // 18: lifeboat.v1.Told.told_at:type_name -> google.protobuf.Timestamp
-	14, // 19: lifeboat.v1.Told.changes:type_name -> google.protobuf.Timestamp
-	14, // 20: lifeboat.v1.ChatMessage.posted_at:type_name -> google.protobuf.Timestamp
-	14, // 21: lifeboat.v1.Budget.paused_until:type_name -> google.protobuf.Timestamp
-	14, // 22: lifeboat.v1.Budget.trouble_since:type_name -> google.protobuf.Timestamp
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	14, // 17: lifeboat.v1.Group.handed_more:type_name -> lifeboat.v1.Group.HandedMoreEntry
+	15, // 18: lifeboat.v1.Told.starts_at:type_name -> google.protobuf.Timestamp
+	15, // 19: lifeboat.v1.Told.told_at:type_name -> google.protobuf.Timestamp
+	15, // 20: lifeboat.v1.Told.changes:type_name -> google.protobuf.Timestamp
+	15, // 21: lifeboat.v1.ChatMessage.posted_at:type_name -> google.protobuf.Timestamp
+	15, // 22: lifeboat.v1.Budget.paused_until:type_name -> google.protobuf.Timestamp
+	15, // 23: lifeboat.v1.Budget.trouble_since:type_name -> google.protobuf.Timestamp
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_lifeboat_v1_alert_proto_init() }
@@ -956,7 +972,7 @@ func file_lifeboat_v1_alert_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lifeboat_v1_alert_proto_rawDesc), len(file_lifeboat_v1_alert_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

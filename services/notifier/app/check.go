@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 	"github.com/lifeboat-fleet/lifeboat/fleet/web"
@@ -15,14 +16,15 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/route"
 )
 
-// Check looks for what the configuration's own check cannot see: routes that no alert reaches, receivers that nothing names,
-// templates that cannot be parsed, web configurations that would not serve, and files that are missing. It reads files, but no
+// Check looks for what the configuration's own check cannot see: routes that no alert reaches, receivers that nothing names, a lost
+// alert that is said only to the receiver that lost it, templates that cannot be parsed, web configurations that would not serve, and files that are missing. It reads files, but no
 // secrets. What may be right on the notifier's own host, and what may be meant, is a warning; the rest is a mistake, though the
 // services run with it.
 func Check(cfg *config.Config) []config.Finding {
 	n := cfg.Notifier
 	found := route.Check(n)
 	found = append(found, templates(n)...)
+	found = append(found, unheard(n)...)
 	found = append(found, served("notifier.web_config_file", checkWebhooks(n.WebConfigFile, n.BearerTokensFile != ""))...)
 	found = append(found, served("notifier.interactions.web_config_file", web.Check(n.Interactions.WebConfigFile))...)
 	found = append(found, passwordsInClear(cfg.Alertmanager)...)
@@ -68,6 +70,54 @@ func passwordsInClear(a config.Alertmanager) []config.Finding {
 func loopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// unheard warns when what says that an alert was lost goes only to a receiver that loses alerts itself: while its chat takes nothing, that
+// message is lost the same way.
+func unheard(n config.Notifier) []config.Finding {
+	tree, err := route.Compile(n)
+	if err != nil { // the configuration's own check has said so
+		return nil
+	}
+	dead := receiversOf(tree, "LifeboatAlertDead")
+	i := slices.IndexFunc(n.Receivers, func(r config.Receiver) bool { return len(dead) == 1 && r.Name == dead[0] })
+	if i < 0 || n.Receivers[i].Fallback != "" {
+		return nil
+	}
+	name := n.Receivers[i].Name
+	others := routesTo(n.Route, name) > 1 || n.Route.Receiver == name || slices.Contains(receiversOf(tree, "LifeboatSnapshotFailed"), name) ||
+		slices.ContainsFunc(n.Receivers, func(r config.Receiver) bool { return r.Fallback == name })
+	if !others {
+		return nil
+	}
+	return []config.Finding{{
+		Key: fmt.Sprintf("notifier.receivers[%d].name", i), Warning: true,
+		Message: fmt.Sprintf("LifeboatAlertDead, which says that an alert was lost, comes to %q alone, which loses alerts itself while its chat takes "+
+			"nothing; give it a fallback, or send this alert to another receiver too", name),
+	}}
+}
+
+// receiversOf are those of one of the fleet's own critical alerts, each once.
+func receiversOf(tree *route.Tree, alertname string) []string {
+	var all []string
+	for _, h := range tree.Match(map[string]string{"alertname": alertname, "severity": "critical", "service": "lifeboat", "target": "any"}) {
+		if !slices.Contains(all, h.Receiver) {
+			all = append(all, h.Receiver)
+		}
+	}
+	return all
+}
+
+// routesTo counts the routes that name a receiver.
+func routesTo(r config.Route, receiver string) int {
+	n := 0
+	if r.Receiver == receiver {
+		n++
+	}
+	for _, c := range r.Routes {
+		n += routesTo(c, receiver)
+	}
+	return n
 }
 
 // templates that cannot be parsed. The renderer's errors begin with the key that they are about.

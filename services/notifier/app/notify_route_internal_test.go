@@ -179,7 +179,8 @@ func TestCheckFindsWhatTheConfigurationsOwnCheckCannot(t *testing.T) {
 	write("limited.yml", "rate_limit: {interval: 1s}\n")
 	write("a-file", "")
 	load := func(more string) []config.Finding {
-		text := "notifier:\n  receivers:\n    - name: a\n      slack: {webhook_url_file: x}\n      title: 'T {{ .Status }}'\n  route: {receiver: a}\n" + more
+		text := "notifier:\n  receivers:\n    - name: a\n      slack: {webhook_url_file: x}\n      title: 'T {{ .Status }}'\n      fallback: b\n" +
+			"    - {name: b, slack: {webhook_url_file: x}}\n  route: {receiver: a}\n" + more
 		cfg, err := config.Parse(filepath.Join(dir, "lifeboat.yaml"), []byte(text))
 		require.NoError(t, err)
 		return Check(cfg)
@@ -216,5 +217,7 @@ notifier:
 	for _, f := range Check(cfg) {
 		keys = append(keys, f.Key)
 	}
-	assert.ElementsMatch(t, []string{"notifier.route.routes[1]", "notifier.receivers[1].name", "notifier.receivers[0].title", "notifier.receivers[0].text"}, keys)
+	assert.ElementsMatch(t, []string{
+		"notifier.route.routes[1]", "notifier.receivers[0].name", "notifier.receivers[1].name", "notifier.receivers[0].title", "notifier.receivers[0].text",
+	}, keys)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"time"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
@@ -13,7 +14,9 @@ import (
 
 // compiled is what is made of one configuration: it costs more than a delivery.
 type compiled struct {
-	cfg       *config.Config
+	cfg *config.Config
+	// since is when it came into force here.
+	since     time.Time
 	tree      *route.Tree
 	renderer  *render.Renderer
 	receivers map[string]config.Receiver
@@ -38,7 +41,9 @@ func (d *Deliverer) current() (*compiled, error) {
 		// An alert is not kept back for its form: who has a broken template gets the default message.
 		d.o.Logger.Error("a receiver's template is broken; it gets the default message", slog.Any("err", err))
 	}
-	c := &compiled{cfg: cfg, tree: tree, renderer: renderer, receivers: map[string]config.Receiver{}, senders: map[string]Sender{}}
+	c := &compiled{
+		cfg: cfg, since: d.o.Now(), tree: tree, renderer: renderer, receivers: map[string]config.Receiver{}, senders: map[string]Sender{},
+	}
 	for _, r := range cfg.Notifier.Receivers {
 		c.receivers[r.Name] = r
 		if old := d.compiled; old != nil && reflect.DeepEqual(old.receivers[r.Name], r) && old.senders[r.Name] != nil {
@@ -65,11 +70,25 @@ type broken struct {
 
 func (b broken) Key() (string, error) { return "", b.err }
 
-// receiver is the one with a name, and its sender.
-func (c *compiled) receiver(name string) (config.Receiver, Sender, error) {
+// unknownFor is how long what is for a receiver that is not configured here waits: while a fleet is updated, another notifier has
+// another configuration, and may know the receiver.
+const unknownFor = 10 * time.Minute
+
+// receiver is the one with a name, and its sender. Without one the error is bus.Terminal when a message that was stored at a moment has
+// waited for long enough for a notifier that knows the receiver; before that it has to be tried again.
+func (c *compiled) receiver(name string, stored, now time.Time) (config.Receiver, Sender, error) {
 	r, ok := c.receivers[name]
-	if !ok {
-		return r, nil, bus.Terminal("unknown_receiver", fmt.Errorf("no receiver is named %q any more", name))
+	if ok {
+		return r, c.senders[name], nil
 	}
-	return r, c.senders[name], nil
+	err := fmt.Errorf("no receiver is named %q in this notifier's configuration", name)
+	if c.orphaned(stored, now) {
+		return r, nil, bus.Terminal("unknown_receiver", err)
+	}
+	return r, nil, fmt.Errorf("%w; another notifier's may have it", err)
+}
+
+// orphaned says whether no other notifier is to be expected that knows the receiver of a message.
+func (c *compiled) orphaned(stored, now time.Time) bool {
+	return now.Sub(stored) >= unknownFor && now.Sub(c.since) >= unknownFor
 }

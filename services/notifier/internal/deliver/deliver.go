@@ -33,7 +33,7 @@ const (
 	sendTimeout = 20 * time.Second
 	// relist is how often deliveries are looked for that no consumer of ours takes, besides at each reload: another
 	// replica may have put them there under an older configuration.
-	relist = time.Minute
+	relist = 15 * time.Second
 )
 
 // Bus is what this package needs of it.
@@ -113,13 +113,14 @@ type Deliverer struct {
 	mu       sync.Mutex
 	compiled *compiled
 
-	// measured are the receivers that have gauges. It is the sweep's own.
+	// measured are the receivers that have gauges, asleep is what is held of each. They are the sweep's own.
 	measured map[string]bool
+	asleep   map[string]asleep
 }
 
 // New makes a deliverer.
 func New(o Options) *Deliverer {
-	return &Deliverer{o: o, metrics: newMetrics(o.Registerer), measured: map[string]bool{}}
+	return &Deliverer{o: o, metrics: newMetrics(o.Registerer), measured: map[string]bool{}, asleep: map[string]asleep{}}
 }
 
 // giveWay lets what is more urgent go first: webhooks that are being taken.

@@ -21,10 +21,17 @@ package deliver
 //
 // What was handed on while it fired is noted in the group, so that the fallback is told too when the first receiver hears that it ended.
 //
+// A bot's chat has one message for each group, which stands for all of it: it fires while anything fires that the group's state knows,
+// also what came in another part of the webhook or flaps, unless Alertmanager said since that the whole group has ended, or a day went by
+// without a word of it. A digest is a message of its own; afterwards those of its groups are brought up to date, as their own budget has room
+// and without ringing anybody. What of that is left when a process ends stays as it was until the group's next news. So does the
+// message of a group of which the end was handed on: the fallback tells it, and the first chat did not answer.
+//
 // A delivery that is not the head is deleted from the stream once it is done, the head is acknowledged.
 //
 // What survives a crash. Before the send: everything, the next holder begins anew. After the send and before the group's state is
-// written: the message is sent again. After the state: the deliveries fold into nothing and are only recorded. A group that needs several
+// written: the message is sent again, and where a chat keeps one for each group that it edits, nobody knows where the first one stands: it
+// stays as it is, red perhaps. After the state: the deliveries fold into nothing and are only recorded. A group that needs several
 // messages notes in its state how many have been sent. Of NATS's data: the groups' states are gone with the queue, so that alerts which
 // fire on are told once more.
 //

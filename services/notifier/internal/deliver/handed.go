@@ -1,17 +1,91 @@
 package deliver
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 )
 
-// maxHanded is how many alerts of a group are remembered that were handed on.
-const maxHanded = 2000
+const (
+	// maxHanded is how many alerts of a group are remembered by name that were handed on, maxHandedMore how many further ones by their
+	// marks: together as many as Alertmanager may send at once, in a state that NATS takes.
+	maxHanded     = 2000
+	maxHandedMore = 10_000
+)
+
+// mark stands for a fingerprint where there is no room for it.
+type mark [4]byte
+
+func markOf(fingerprint string) mark {
+	sum := sha256.Sum256([]byte(fingerprint))
+	return mark(sum[:len(mark{})])
+}
+
+// handed are the receivers that alerts of a group were handed on to while they fired.
+type handed struct {
+	to      map[string]string
+	more    map[mark]string
+	changed bool
+}
+
+func handedOf(g *lifeboatv1.Group) *handed {
+	h := &handed{to: maps.Clone(g.GetHandedTo()), more: map[mark]string{}}
+	if h.to == nil {
+		h.to = map[string]string{}
+	}
+	for to, marks := range g.GetHandedMore() {
+		for m := range slices.Chunk(marks, len(mark{})) {
+			if len(m) == len(mark{}) { // a person may have edited it
+				h.more[mark(m)] = to
+			}
+		}
+	}
+	return h
+}
+
+// note adds an alert, if there is room.
+func (h *handed) note(fingerprint, to string) {
+	m := markOf(fingerprint)
+	_, known := h.to[fingerprint]
+	_, marked := h.more[m]
+	switch {
+	case known || !marked && len(h.to) < maxHanded:
+		h.to[fingerprint] = to
+	case marked || len(h.more) < maxHandedMore:
+		h.more[m] = to
+	}
+	h.changed = true
+}
+
+// take gives who took an alert over, and forgets it.
+func (h *handed) take(fingerprint string) (to string, ok bool) {
+	if to, ok = h.to[fingerprint]; ok {
+		delete(h.to, fingerprint)
+	} else if to, ok = h.more[markOf(fingerprint)]; ok {
+		delete(h.more, markOf(fingerprint))
+	}
+	h.changed = h.changed || ok
+	return to, ok
+}
+
+// store writes them into a group. The same alerts are the same bytes.
+func (h *handed) store(g *lifeboatv1.Group) {
+	g.HandedTo, g.HandedMore = h.to, nil
+	order := slices.SortedFunc(maps.Keys(h.more), func(a, b mark) int { return bytes.Compare(a[:], b[:]) })
+	for _, m := range order {
+		if g.HandedMore == nil {
+			g.HandedMore = map[string][]byte{}
+		}
+		g.HandedMore[h.more[m]] = append(g.HandedMore[h.more[m]], m[:]...)
+	}
+}
 
 // noteHanded notes in the group that a fallback is told of alerts that fire. It comes before they are handed on, so that nobody is told
 // that something fires whom nobody will tell that it ended.
@@ -23,17 +97,15 @@ func (t *turn) noteHanded(ctx context.Context, group string, alerts []*lifeboatv
 		if err != nil {
 			return fmt.Errorf("reading what %s was told: %w", t.name, err)
 		}
-		if g.GetHandedTo() == nil {
-			g.HandedTo = map[string]string{}
-		}
+		h := handedOf(g)
 		for _, a := range alerts {
-			switch {
-			case a.GetStatus() != firing:
-				delete(g.HandedTo, a.GetFingerprint()) // its end is handed on as well
-			case len(g.GetHandedTo()) < maxHanded:
-				g.HandedTo[a.GetFingerprint()] = to
+			if a.GetStatus() == firing {
+				h.note(a.GetFingerprint(), to)
+			} else {
+				h.take(a.GetFingerprint()) // its end is handed on as well
 			}
 		}
+		h.store(g)
 		_, err = t.d.o.Bus.PutState(ctx, bus.State{Outgoing: bus.Outgoing{Subject: subject, Message: g}, Expect: seq})
 		if errors.Is(err, bus.ErrConflict) && try < stateTries {
 			continue
@@ -46,16 +118,15 @@ func (t *turn) noteHanded(ctx context.Context, group string, alerts []*lifeboatv
 }
 
 // tellEnds tells the fallbacks that took alerts over that these have ended, and gives what is then left to tell.
-func (t *turn) tellEnds(ctx context.Context, g *told) (left map[string]string, err error) {
-	left = maps.Clone(g.state.GetHandedTo())
+func (t *turn) tellEnds(ctx context.Context, g *told) (left *handed, err error) {
+	left = handedOf(g.state)
 	ended := map[string][]*lifeboatv1.Alert{}
 	for _, a := range g.arrivals {
-		to, handed := left[a.Alert.GetFingerprint()]
-		if !handed || a.Alert.GetStatus() != "resolved" {
+		if a.Alert.GetStatus() != "resolved" {
 			continue
 		}
-		delete(left, a.Alert.GetFingerprint())
-		if _, known := t.c.receivers[to]; known {
+		to, ok := left.take(a.Alert.GetFingerprint())
+		if _, known := t.c.receivers[to]; ok && known {
 			ended[to] = append(ended[to], a.Alert)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/tracing"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
+	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/route"
 )
 
 // heldGroup is what time intervals held of one group, and is due.
@@ -25,10 +26,94 @@ type heldGroup struct {
 	stored     time.Time
 }
 
+// asleep is what is known of what is held for one receiver: nothing that was stored before a sequence is due before a moment, as this
+// configuration has it.
+type asleep struct {
+	c     *compiled
+	next  uint64
+	until time.Time
+}
+
+// sleepMost is how long what is held is taken on trust: an interval may end earlier than was reckoned (route.Tree.Until), and a stream that
+// was restored counts from an earlier sequence.
+const sleepMost = time.Minute
+
+// add notes one that is held until a moment.
+func (a *asleep) add(seq uint64, until time.Time) {
+	a.next = max(a.next, seq+1)
+	if until.Before(a.until) {
+		a.until = until
+	}
+}
+
+// reckoning finds when what is held comes out, seen from one moment. Thousands may be held by the same intervals.
+type reckoning struct {
+	tree *route.Tree
+	now  time.Time
+	ends map[string]time.Time
+}
+
+// due is when a delivery comes out; not after now: at once.
+func (r *reckoning) due(out *lifeboatv1.Delivery) time.Time {
+	by := intervals(out)
+	end, known := r.ends[by]
+	if !known {
+		var ok bool
+		if end, ok = r.tree.Until(r.now, out.GetMuteTimeIntervals(), out.GetActiveTimeIntervals()); !ok {
+			end = r.now.Add(sleepMost)
+		}
+		r.ends[by] = end
+	}
+	if at := out.GetHeldUntil().AsTime(); at.After(end) { // 1970 without one
+		return at
+	}
+	return end
+}
+
+// intervals names the time intervals that hold a delivery.
+func intervals(d *lifeboatv1.Delivery) string {
+	return hash(strings.Join(d.GetMuteTimeIntervals(), "\x00"), strings.Join(d.GetActiveTimeIntervals(), "\x00"))
+}
+
+var errDue = errors.New("something is due")
+
+// sleeps says whether nothing of what is held for a receiver is due. It reads only what has come since it was last looked at.
+func (d *Deliverer) sleeps(ctx context.Context, c *compiled, receiver string, r *reckoning) (bool, error) {
+	a, ok := d.asleep[receiver]
+	if !ok || a.c != c || !r.now.Before(a.until) {
+		return false, nil
+	}
+	err := d.o.Bus.ScanFrom(ctx, bus.StreamAlerts, bus.HeldSubject(receiver), a.next, func(m *bus.Message) error {
+		_, out, err := newItem(m)
+		if err != nil {
+			return errDue // to be buried
+		}
+		at := r.due(out)
+		if !at.After(r.now) {
+			return errDue
+		}
+		a.add(m.Seq, at)
+		return nil
+	})
+	switch {
+	case errors.Is(err, errDue):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("reading what is held for %s: %w", receiver, err)
+	}
+	d.asleep[receiver] = a
+	return true, nil
+}
+
 // release brings back what is held for a receiver and due. What a time interval held of a group comes back as one; of alerts that came
 // and went meanwhile nobody is told, but for the record. What flaps comes back as it was put by: the group's state knows which is the newest.
 func (d *Deliverer) release(ctx context.Context, c *compiled, receiver string) error {
-	now := d.o.Now()
+	r := &reckoning{tree: c.tree, now: d.o.Now(), ends: map[string]time.Time{}}
+	if quiet, err := d.sleeps(ctx, c, receiver, r); err != nil || quiet {
+		return err
+	}
+	delete(d.asleep, receiver)
+	rest := asleep{c: c, until: r.now.Add(sleepMost)}
 	all := map[string]*heldGroup{}
 	var order []string
 	var unreadable []*bus.Message
@@ -39,13 +124,13 @@ func (d *Deliverer) release(ctx context.Context, c *compiled, receiver string) e
 			unreadable, why = append(unreadable, m), append(why, err)
 			return nil
 		}
-		_, muted := c.tree.Muted(now, out.GetMuteTimeIntervals(), out.GetActiveTimeIntervals())
-		if muted || out.GetHeldUntil().AsTime().After(now) {
+		if at := r.due(out); at.After(r.now) {
+			rest.add(m.Seq, at)
 			return nil
 		}
 		out.Id = it.id
 		// Each interval ends by itself, and one that lasts must not keep back what another one held.
-		name := it.group + " " + hash(strings.Join(out.GetMuteTimeIntervals(), "\x00"), strings.Join(out.GetActiveTimeIntervals(), "\x00"))
+		name := it.group + " " + intervals(out)
 		if out.GetHeldUntil() != nil {
 			name = strconv.FormatUint(m.Seq, 10)
 		}
@@ -75,7 +160,11 @@ func (d *Deliverer) release(ctx context.Context, c *compiled, receiver string) e
 			break
 		}
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil || ctx.Err() != nil {
+		return err // it is all looked at again
+	}
+	d.asleep[receiver] = rest
+	return nil
 }
 
 // buryHeld makes what is held and cannot be read a dead letter: no consumer takes it, so that nobody else would ever say that it is there.

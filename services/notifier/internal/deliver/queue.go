@@ -31,6 +31,8 @@ type queue struct {
 	// failures in a row, and until when the chat is left alone because of them.
 	failures  int64
 	notBefore time.Time
+	// outdated are messages of groups that a digest told news of.
+	outdated []outdated
 	// unsaved are groups that were told and whose state could not be written, by subject.
 	unsaved map[string]unsaved
 	// doubted is until when something may have been told without a record of it.
@@ -98,7 +100,7 @@ func (t *turn) prepare(ctx context.Context) (err error) {
 	if t.c, err = t.d.current(); err != nil {
 		return err
 	}
-	if t.receiver, t.sender, err = t.c.receiver(t.name); err != nil {
+	if t.receiver, t.sender, err = t.c.receiver(t.name, t.head.stored, t.d.o.Now()); err != nil {
 		return err
 	}
 	t.rule = budget.RuleOf(t.receiver.Limit)
@@ -118,6 +120,7 @@ func (t *turn) run(ctx context.Context) error {
 		u := unit{items: []*item{t.head}, critical: t.head.critical}
 		err := t.do(ctx, u)
 		if err == nil {
+			t.freshen(ctx)
 			return t.well(ctx)
 		}
 		if err = t.judge(ctx, u, err); err != nil {
@@ -134,6 +137,9 @@ func (t *turn) run(ctx context.Context) error {
 		if err := t.step(ctx); err != nil {
 			return err
 		}
+	}
+	if t.backlog.empty() {
+		t.freshenAll(ctx)
 	}
 	if t.backlog.empty() {
 		t.backlog = nil
@@ -170,6 +176,7 @@ func (t *turn) step(ctx context.Context) error {
 		}
 	}
 	t.sent, t.begun = t.sent || before, nil
+	t.freshen(ctx)
 	return nil
 }
 

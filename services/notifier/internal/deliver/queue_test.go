@@ -245,7 +245,7 @@ func TestWhatFlapsIsToldInSum(t *testing.T) {
 		sent += 2
 	}
 	l.wait("the first ones", func() bool { return len(l.chat.messages()) >= 3 })
-	l.wait("the others to be put by", func() bool { return l.ended()["folded"]+l.ended()["delivered"] >= 3 })
+	l.wait("the others to be put by", func() bool { return l.ended()["folded"]+l.ended()["delivered"]+int(l.held()) >= sent })
 	l.pass(11 * time.Minute)
 	l.wait("the sum", func() bool {
 		all := l.chat.messages()

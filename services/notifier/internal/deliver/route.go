@@ -35,7 +35,7 @@ func (d *Deliverer) route(ctx context.Context, m *bus.Message) error {
 	if err != nil {
 		return err
 	}
-	deliveries, err := split(n, c, m.ID(), d.o.Now())
+	deliveries, err := split(n, c, m, d.o.Now())
 	if err != nil {
 		return err
 	}
@@ -79,13 +79,13 @@ type splitter struct {
 
 // split makes one delivery for each receiver, in the order in which the routes name them, and further ones of what is held
 // back by time intervals.
-func split(n *lifeboatv1.Notification, c *compiled, id string, now time.Time) ([]*lifeboatv1.Delivery, error) {
+func split(n *lifeboatv1.Notification, c *compiled, m *bus.Message, now time.Time) ([]*lifeboatv1.Delivery, error) {
 	alerts := n.GetAlerts()
 	n.Alerts = nil // every delivery has a copy of the rest
-	s := &splitter{envelope: n, id: id, by: map[string]*lifeboatv1.Delivery{}}
+	s := &splitter{envelope: n, id: m.ID(), by: map[string]*lifeboatv1.Delivery{}}
 	for _, a := range alerts {
 		if only := n.GetOnlyReceiver(); only != "" {
-			if _, _, err := c.receiver(only); err != nil {
+			if _, _, err := c.receiver(only, m.Stored, now); err != nil {
 				return nil, err
 			}
 			s.give(a, route.Hit{Receiver: only, Route: "{}"}, false)

@@ -2,8 +2,10 @@ package deliver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,9 +29,9 @@ func (d *Deliverer) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// supervise keeps one consumer for each receiver that is configured and for each that still has deliveries. The one of a
-// receiver that is no longer configured puts its deliveries into the dead letters, where they are seen; it keeps running
-// because a message that is being routed now may still arrive.
+// supervise keeps one consumer for each receiver that is configured and for each that still has deliveries which nobody takes. The one
+// of a receiver that is not configured puts its deliveries into the dead letters, where they are seen, when no other notifier has taken
+// them for unknownFor; it keeps running because a message that is being routed now may still arrive.
 func (d *Deliverer) supervise(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	failed := make(chan error, 1)
@@ -75,7 +77,8 @@ func (d *Deliverer) ensure(ctx context.Context, running map[string]*worker, fail
 	}
 }
 
-// receivers are those of the configuration and of the stream.
+// receivers are those of the configuration, and those of the stream whose oldest delivery nobody takes: a notifier with a newer
+// configuration takes its own, and is not to share them with one that can only give them back.
 func (d *Deliverer) receivers(ctx context.Context, cfg *config.Config) []string {
 	names := make([]string, 0, len(cfg.Notifier.Receivers))
 	for _, r := range cfg.Notifier.Receivers {
@@ -94,9 +97,27 @@ func (d *Deliverer) receivers(ctx context.Context, cfg *config.Config) []string 
 			d.o.Logger.ErrorContext(ctx, "deliveries wait for what cannot be a receiver", slog.String("subject", subject))
 			continue
 		}
-		names = append(names, name)
+		if !slices.Contains(names, name) && d.orphaned(ctx, subject) {
+			names = append(names, name)
+		}
 	}
 	return names
+}
+
+// orphaned says whether the oldest delivery of a subject has waited for so long that no other notifier takes it.
+func (d *Deliverer) orphaned(ctx context.Context, subject string) bool {
+	c, err := d.current()
+	if err != nil {
+		return false // whoever routes says so
+	}
+	m, err := d.o.Bus.First(ctx, bus.StreamAlerts, subject)
+	switch {
+	case err == nil:
+		return c.orphaned(m.Stored, d.o.Now())
+	case !errors.Is(err, bus.ErrNoMessage) && ctx.Err() == nil:
+		d.o.Logger.WarnContext(ctx, "could not look at waiting deliveries; will look again", slog.String("subject", subject), slog.Any("err", err))
+	}
+	return false
 }
 
 func (d *Deliverer) start(ctx context.Context, name string, failed chan<- error) *worker {

@@ -142,28 +142,39 @@ func (t *turn) tell(ctx context.Context, u unit, news []*told) error {
 	for _, g := range news {
 		inputs = append(inputs, t.input(ctx, g, trouble, now))
 	}
-	first := news[0]
-	before := refOf(first.state)
-	var n notice.Notice
 	if u.digest {
-		before = notice.Ref{}
-		n = t.c.renderer.Digest(inputs, trouble)
-		for _, g := range news {
-			if g.result.Begins && fresh(g) {
-				g.state.Message = nil // the one that it had is of something that is over, and nobody would see it change
-			}
-		}
-	} else {
-		if fresh(first) {
-			before = notice.Ref{}
-		}
-		var err error
-		if n, err = t.c.renderer.Message(inputs[0]); err != nil {
-			return &chatError{bus.Terminal("render", err)}
-		}
+		return t.tellDigest(ctx, u, news, inputs, trouble)
+	}
+	n, err := t.c.renderer.Message(inputs[0])
+	if err != nil {
+		return &chatError{bus.Terminal("render", err)}
 	}
 	n.Critical = n.Critical || u.critical || u.reserve
-	return t.send(ctx, u, first, t.sender.Split(n), before)
+	t.current(news[0])
+	return t.send(ctx, u, news[0], t.sender.Split(n), place(news[0]))
+}
+
+func (t *turn) tellDigest(ctx context.Context, u unit, news []*told, inputs []render.Input, trouble string) error {
+	for _, g := range news {
+		t.current(g)
+		if fresh(g) {
+			g.state.Message = nil // the one that it had is of something that is over, and nobody would see it change
+		}
+	}
+	n := t.c.renderer.Digest(inputs, trouble)
+	n.Critical = n.Critical || u.critical || u.reserve
+	if err := t.send(ctx, u, news[0], t.sender.Split(n), notice.Ref{}); err != nil {
+		return err
+	}
+	for i, g := range news {
+		if refOf(g.state).ID == "" || events(g) {
+			continue
+		}
+		if n, err := t.c.renderer.Message(inputs[i]); err == nil { // which a digest has shown it to be
+			t.outdate(g, n)
+		}
+	}
+	return nil
 }
 
 // input is what the renderer needs of a group.
@@ -192,6 +203,9 @@ func (t *turn) input(ctx context.Context, g *told, trouble string, now time.Time
 		Receiver: t.receiver, Delivery: d, Notes: notes, Told: known, Mention: g.result.Begins, Trouble: trouble, Now: now,
 		Page: g.pages.forRender(ctx), Buttons: t.buttons(),
 	}
+	if place(g).ID != "" || t.bot() && !events(g) {
+		in.StillFires = g.stillFires(now)
+	}
 	if t.d.o.Links != nil {
 		in.Links = func(matchers map[string]string, comment string) []notice.Link {
 			return t.d.o.Links(t.c.cfg.Notifier.Interactions, words, matchers, comment)
@@ -200,45 +214,13 @@ func (t *turn) input(ctx context.Context, g *told, trouble string, now time.Time
 	return in
 }
 
+// bot says whether the receiver has one message for each group.
+func (t *turn) bot() bool { return t.receiver.Slack != nil && t.receiver.Slack.BotTokenFile != "" }
+
 // buttons says whether somebody listens to the chat's own buttons.
 func (t *turn) buttons() bool {
 	i := t.c.cfg.Notifier.Interactions
 	return t.receiver.Slack != nil && (i.SlackSigningSecretFile != "" || i.SlackAppTokenFile != "")
-}
-
-// fresh says whether a group gets a message of its own rather than a change of the one that it has: nobody is told of a change. So what
-// begins to fire after all had ended, and what is only repeated, is posted.
-func fresh(g *told) bool {
-	fired := false
-	for _, a := range g.state.GetAlerts() {
-		fired = fired || a.GetToldStatus() == firing
-	}
-	if g.result.Begins && !fired {
-		return true
-	}
-	for _, c := range g.result.Tell {
-		if c.Kind != fold.Repeats {
-			return false
-		}
-	}
-	return true
-}
-
-func refOf(g *lifeboatv1.Group) notice.Ref {
-	m := g.GetMessage()
-	if m.GetId() == "" {
-		return notice.Ref{}
-	}
-	return notice.Ref{Channel: m.GetChannel(), ID: m.GetId(), Posted: m.GetPostedAt().AsTime(), Thread: int(m.GetThreadMessages())}
-}
-
-func messageOf(r notice.Ref) *lifeboatv1.ChatMessage {
-	if r.ID == "" {
-		return nil
-	}
-	return &lifeboatv1.ChatMessage{
-		Channel: r.Channel, Id: r.ID, PostedAt: timestamppb.New(r.Posted), ThreadMessages: int32(r.Thread), //nolint:gosec // few
-	}
 }
 
 // send sends the parts of a notice, those that were sent before a crash excepted, and notes in the group how far it got.
@@ -246,8 +228,9 @@ func (t *turn) send(ctx context.Context, u unit, g *told, parts []notice.Notice,
 	id := progress(u, parts)
 	done := 0
 	if g.state.GetDeliveryId() == id {
-		if done = min(int(g.state.GetMessagesSent()), len(parts)-1); !u.digest {
+		if done = min(int(g.state.GetMessagesSent()), len(parts)-1); !u.digest && !events(g) {
 			before = refOf(g.state)
+			before.Resumed = true
 		}
 	}
 	for i := done; i < len(parts); i++ {
@@ -259,7 +242,7 @@ func (t *turn) send(ctx context.Context, u unit, g *told, parts []notice.Notice,
 			place = before
 		}
 		ref, err := t.sendPart(ctx, parts[i], place)
-		if i == 0 && ref.ID != "" && !u.digest {
+		if i == 0 && ref.ID != "" && !u.digest && !events(g) {
 			g.state.Message = messageOf(ref)
 		}
 		sent := i

@@ -30,7 +30,7 @@ func (t *turn) settle(ctx context.Context, u unit, g *told) error {
 	if err := t.hold(ctx, g); err != nil {
 		return err
 	}
-	handed, err := t.tellEnds(ctx, g)
+	left, err := t.tellEnds(ctx, g)
 	if err != nil {
 		return err
 	}
@@ -41,7 +41,7 @@ func (t *turn) settle(ctx context.Context, u unit, g *told) error {
 	// That a delivery ended is true whether the state can be written or not, and its event is stored once: neither waits for the other.
 	var both errgroup.Group
 	both.SetLimit(atOnce)
-	both.Go(func() error { return t.write(ctx, g, handed) })
+	both.Go(func() error { return t.write(ctx, g, left) })
 	for i := range events {
 		both.Go(func() error { return t.record(u.of(ctx, g.items[i]), g.items[i], events[i], kind(u)) })
 	}
@@ -108,15 +108,16 @@ func withAlerts(d *lifeboatv1.Delivery, alerts []*lifeboatv1.Alert) *lifeboatv1.
 
 // write stores what the receiver knows now. When somebody else wrote meanwhile, which only a holder that was given up for dead does, the
 // same news are folded into that.
-func (t *turn) write(ctx context.Context, g *told, handed map[string]string) error {
-	if !g.result.Changed && len(g.result.Tell) == 0 && len(handed) == len(g.state.GetHandedTo()) {
+func (t *turn) write(ctx context.Context, g *told, left *handed) error {
+	if !g.result.Changed && len(g.result.Tell) == 0 && !left.changed {
 		return nil
 	}
 	for try := 1; ; try++ {
 		next := g.result.Group
 		next.Message = g.state.GetMessage()
 		next.GroupKey = g.deliveries[0].GetNotification().GetGroupKey()
-		next.DeliveryId, next.MessagesSent, next.HandedTo = "", 0, handed
+		next.DeliveryId, next.MessagesSent = "", 0
+		left.store(next)
 		_, err := t.d.o.Bus.PutState(ctx, bus.State{Outgoing: bus.Outgoing{Subject: g.subject, Message: next}, Expect: g.seq})
 		if err == nil {
 			delete(t.unsaved, g.subject)

@@ -92,7 +92,7 @@ func over(g *lifeboatv1.Group, age time.Duration) bool {
 	if age >= forgetSilent {
 		return true
 	}
-	if len(g.GetHandedTo()) > 0 {
+	if len(g.GetHandedTo())+len(g.GetHandedMore()) > 0 {
 		return false
 	}
 	for _, a := range g.GetAlerts() {

@@ -34,6 +34,8 @@ type Notice struct {
 	Items []Item
 	// More alerts than Items, which are known but not worth the room.
 	More int
+	// StillFires is how many alerts of the group fire on that are not of this notice. The message that it changes stands for them too.
+	StillFires int
 	// Truncated alerts that Alertmanager left out by its max_alerts.
 	Truncated int64
 	// Digest says that the items are groups of alerts, one line each, which could not be told when they came.
@@ -46,6 +48,8 @@ type Notice struct {
 	Footer string
 	// Silence is what a silence of this group would match; nil when there is nothing to silence.
 	Silence *Silence
+	// Quiet says that people were told in another message: the one of the group is only brought up to date, and nothing is posted.
+	Quiet bool
 	// Critical messages may use what a budget reserves.
 	Critical bool
 	Words    Words
@@ -124,8 +128,11 @@ func (n Notice) zone() *time.Location {
 type Ref struct {
 	Channel, ID string
 	Posted      time.Time
-	// Thread is how many messages stand below it.
+	// Thread is how many messages stand below it; -1 when one is missing there of which the message above rang nobody: it was
+	// refused, or failed after a change of the message.
 	Thread int
+	// Resumed says that what is sent now has been begun: the message may have been posted by an earlier attempt at the very same.
+	Resumed bool
 }
 
 // Call is a kind of request to a chat.

@@ -18,6 +18,8 @@ type Words struct {
 	Fired, Came string
 	// OneGroup and Groups, OneAlert and Alerts count.
 	OneGroup, Groups, OneAlert, Alerts string
+	// StillFire counts what of a group fires and is not in its message; GoesOn is said of the group's message that a newer one follows.
+	StillFire, GoesOn string
 	// Kinds counts different alerts; Nameless is an alert without a name.
 	Kinds, Nameless string
 	// From, FromItself, Received, Route and Delivery are the footer's parts; Times is a digest's, with its zone.
@@ -39,6 +41,7 @@ func English() Words {
 		Silence: "Silence %s", Acknowledge: "Acknowledge", Flapped: "flapped %d times in %s",
 		Instead: "instead of %s", InsteadWhy: "instead of %s (%s)", Fired: "fired %s", Came: "came %s",
 		OneGroup: "1 group", Groups: "%d groups", OneAlert: "1 alert", Alerts: "%d alerts",
+		StillFire: "… and %d more of this group firing.", GoesOn: "Goes on in a newer message",
 		Kinds: "%d kinds of alert", Nameless: "alert without a name",
 		From: "from %s", FromItself: "from lifeboat itself: no Alertmanager took it", Received: "received %s",
 		Route: "route %s", Delivery: "delivery %s", Times: "times in %s",
@@ -59,6 +62,7 @@ func Chinese() Words {
 		Silence: "静默 %s", Acknowledge: "确认", Flapped: "%[2]s 内抖动 %[1]d 次",
 		Instead: "代替 %s", InsteadWhy: "代替 %s（%s）", Fired: "触发于 %s", Came: "收到于 %s",
 		OneGroup: "1 组", Groups: "%d 组", OneAlert: "1 条告警", Alerts: "%d 条告警",
+		StillFire: "……本组另有 %d 条仍在告警。", GoesOn: "后续见新消息",
 		Kinds: "%d 种告警", Nameless: "未命名告警",
 		From: "来自 %s", FromItself: "来自 lifeboat 自身：没有 Alertmanager 接收", Received: "收到于 %s",
 		Route: "路由 %s", Delivery: "投递 %s", Times: "时间按 %s",

@@ -20,8 +20,8 @@ const runbookAnnotation = "runbook_url"
 func templateData(in Input, alerts []*lifeboatv1.Alert, same map[string]string, out *notice.Notice) *amtemplate.Data {
 	n := in.Delivery.GetNotification()
 	data := &amtemplate.Data{
-		// The webhook's receiver is quoted as a regular expression already, as the template's is.
-		Receiver: cmp.Or(n.GetReceiver(), regexp.QuoteMeta(in.Receiver.Name)),
+		// Templates get it as a regular expression (Alertmanager's template.Data), as people put it into links: ?receiver=team\.x.
+		Receiver: regexp.QuoteMeta(cmp.Or(n.GetReceiver(), in.Receiver.Name)),
 		// Alertmanager knows two; what is not known to have ended must not look so.
 		Status: "firing", Alerts: make(amtemplate.Alerts, 0, len(alerts)),
 		NotificationReason: n.GetNotificationReason(), ExternalURL: n.GetExternalUrl(),

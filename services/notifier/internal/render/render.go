@@ -44,6 +44,8 @@ type Input struct {
 	Notes map[string]string
 	// Told are the fingerprints of the alerts that were told before in this very state.
 	Told map[string]bool
+	// StillFires is how many other alerts of the group fire on, when the notice changes the message that stands for all of the group.
+	StillFires int
 	// Mention says that something in it begins to fire, so that people are mentioned.
 	Mention bool
 	// Trouble is why it is late, when the chat is to blame: "Slack throttled". Empty when it is not.
@@ -100,9 +102,12 @@ func (r *Renderer) Message(in Input) (notice.Notice, error) {
 	out.Severity = clean(worst(alerts), maxName)
 	out.Status = status(alerts, out.Truncated)
 	same := shared(alerts)
-	out.Title = r.title(out, n, same)
-	out.Items, out.More = items(in, alerts)
 	out.Late = late(in, out)
+	out.Items, out.More = items(in, alerts)
+	if in.StillFires > 0 {
+		ofGroup(in, alerts, &out)
+	}
+	out.Title = r.title(out, n, same)
 	if in.Mention {
 		out.Mentions = slices.Clone(in.Delivery.GetMentions())
 	}
@@ -143,17 +148,31 @@ func status(alerts []*lifeboatv1.Alert, truncated int64) notice.Status {
 	return notice.Resolved
 }
 
+// ofGroup makes a notice one of all of its group: it fires while anything of that does. How bad what is not here is nobody says, so that
+// it is not called milder than critical.
+func ofGroup(in Input, alerts []*lifeboatv1.Alert, out *notice.Notice) {
+	out.Status, out.StillFires = notice.Firing, in.StillFires
+	worst := func(a *lifeboatv1.Alert) bool { return isFiring(a) && Critical([]*lifeboatv1.Alert{a}) }
+	if !slices.ContainsFunc(alerts, worst) {
+		out.Severity = clean(sure(in.Delivery.GetNotification())["severity"], maxName)
+	}
+}
+
 // title is "[FIRING:2] LifeboatDrillFailed etcd-prod (critical)".
 func (r *Renderer) title(out notice.Notice, n *lifeboatv1.Notification, same map[string]string) string {
 	count := len(n.GetAlerts())
 	if out.Status == notice.Firing {
-		count = firing(n.GetAlerts())
+		count = firing(n.GetAlerts()) + out.StillFires
 	}
-	parts := []string{tag(out.Words, out.Status, count), subject(out.Words, n.GetAlerts(), same)}
+	about := subject(out.Words, n.GetAlerts(), same)
+	if out.StillFires > 0 {
+		about = groupSubject(out, n)
+	}
+	parts := []string{tag(out.Words, out.Status, count), about}
 	if out.Severity != "" {
 		parts = append(parts, "("+out.Severity+")")
 	}
-	if n.GetParts() > 1 {
+	if n.GetParts() > 1 && out.StillFires == 0 {
 		parts = append(parts, fmt.Sprintf(out.Words.Part, n.GetPart(), n.GetParts()))
 	}
 	return line(strings.Join(parts, " "), maxTitle)
@@ -165,6 +184,28 @@ func tag(w notice.Words, s notice.Status, count int) string {
 		return "[" + w.Event + "]"
 	}
 	return fmt.Sprintf("[%s:%d]", w.Status(s), count)
+}
+
+// sure are the labels that alerts of a group have which are not here: the group's own, and of those that came in other parts of the same
+// webhook what all in it share.
+func sure(n *lifeboatv1.Notification) map[string]string {
+	if n.GetParts() <= 1 {
+		return n.GetGroupLabels()
+	}
+	labels := map[string]string{}
+	maps.Copy(labels, n.GetCommonLabels())
+	maps.Copy(labels, n.GetGroupLabels())
+	return labels
+}
+
+// groupSubject is what all of a group is about, of which some alerts are not here.
+func groupSubject(out notice.Notice, n *lifeboatv1.Notification) string {
+	labels := sure(n)
+	name := labels["alertname"]
+	if name == "" {
+		name = out.Words.AlertCount(len(n.GetAlerts()) + out.StillFires)
+	}
+	return placed(name, labels)
 }
 
 // subject is what it is about and where: "LifeboatDrillFailed etcd-prod".
@@ -180,8 +221,13 @@ func subject(w notice.Words, alerts []*lifeboatv1.Alert, same map[string]string)
 			name = w.Nameless
 		}
 	}
+	return placed(name, same)
+}
+
+// placed is a name and where, as far as labels say it.
+func placed(name string, labels map[string]string) string {
 	for _, l := range []string{"target", "service", "job", "instance"} {
-		if v := same[l]; v != "" {
+		if v := labels[l]; v != "" {
 			return name + " " + v
 		}
 	}
@@ -232,6 +278,11 @@ func silence(in Input, out notice.Notice, same map[string]string) *notice.Silenc
 	switch in.Delivery.GetNotification().GetOrigin() {
 	case "event", "canary", "test", "webhook":
 		return nil
+	}
+	if out.StillFires > 0 { // what its button silences is the whole group, as far as can be known
+		same = maps.Clone(same)
+		n := in.Delivery.GetNotification()
+		maps.DeleteFunc(same, func(k, v string) bool { return n.GetGroupLabels()[k] != v && n.GetCommonLabels()[k] != v })
 	}
 	names := slices.DeleteFunc(slices.Collect(maps.Keys(same)), func(k string) bool { return same[k] == "" || k == "severity" })
 	if out.Status != notice.Firing || len(names) == 0 {

@@ -51,11 +51,12 @@ func (s *Sender) sendBot(ctx context.Context, n notice.Notice, before notice.Ref
 	}
 	main := compose(n, s.o.Receiver)
 	place := before
+	place.Resumed = false
 	if moved(before.Channel, channel) {
 		place = notice.Ref{}
 	}
 	if place.ID != "" {
-		err = b.say(ctx, notice.Update, n, main, slackapi.MsgOptionUpdate(place.ID), slackapi.MsgOptionParse(false))
+		err = b.edit(ctx, n, main, place.ID)
 		switch {
 		case err == nil:
 		case lost(err):
@@ -64,12 +65,16 @@ func (s *Sender) sendBot(ctx context.Context, n notice.Notice, before notice.Ref
 			return before, err
 		}
 	}
+	if n.Quiet {
+		return place, nil
+	}
+	edited := place.ID != "" && (place.Thread != 0 || !before.Resumed)
 	if place.ID == "" {
 		if place, err = s.begin(ctx, b, n, main); err != nil {
 			return before, err
 		}
 	}
-	return s.detail(ctx, b, n, main, place)
+	return s.detail(ctx, b, n, main, place, edited)
 }
 
 // begin posts a group's message.
@@ -80,10 +85,11 @@ func (s *Sender) begin(ctx context.Context, b bot, n notice.Notice, m message) (
 	return place, err
 }
 
-// detail says in the thread what is new: all of it below a message that was posted now. One that cannot be replied to is posted anew if
-// there is something in it that people have to notice; without a thread, which would be refused again.
-func (s *Sender) detail(ctx context.Context, b bot, n notice.Notice, main message, place notice.Ref) (notice.Ref, error) {
-	m, loud, ok := threadForm(n, main, place.Thread > 0)
+// detail says in the thread what is new: all of it below a message that was posted now, or by an attempt that got no further. A message
+// that was edited, and cannot be replied to, is posted anew if there is something in it that people have to notice; without a thread,
+// which would be refused again.
+func (s *Sender) detail(ctx context.Context, b bot, n notice.Notice, main message, place notice.Ref, edited bool) (notice.Ref, error) {
+	m, loud, ok := threadForm(n, main, edited)
 	if !ok {
 		return place, nil
 	}
@@ -94,19 +100,43 @@ func (s *Sender) detail(ctx context.Context, b bot, n notice.Notice, main messag
 	err := b.say(ctx, notice.Post, n, m, options...)
 	switch {
 	case err == nil:
-		place.Thread++
+		place.Thread = max(place.Thread, 0) + 1
 		return place, nil
 	case bus.IsTerminal(err) && loud:
+		place.Thread = missing
 		again, failed := s.begin(ctx, b, n, main)
 		if failed != nil {
 			return place, failed
 		}
+		again.Thread = missing
+		// It would be red for ever. That this may fail must not post the new one once more.
+		_ = b.edit(ctx, n, followed(n), place.ID)
 		return again, nil
 	case bus.IsTerminal(err):
 		// The message itself stands and says what fires. That the channel takes no threads must not make it a dead letter.
+		if place.Thread == 0 {
+			place.Thread = missing
+		}
 		return place, nil
+	case loud && place.Thread == 0:
+		place.Thread = missing
 	}
 	return place, err
+}
+
+// missing is the Thread of a message below which there is nothing of what only changed in it: a reply has to be loud.
+const missing = -1
+
+// edit changes a message.
+func (b bot) edit(ctx context.Context, n notice.Notice, m message, id string) error {
+	return b.say(ctx, notice.Update, n, m, slackapi.MsgOptionUpdate(id), slackapi.MsgOptionParse(false))
+}
+
+// followed is what is left of a group's message that a newer one follows: it is no longer red.
+func followed(n notice.Notice) message {
+	w := worded(n).Words
+	text := fit("➡️ "+w.GoesOn+w.Colon+line(n.Title), maxHeader)
+	return message{text: text, blocks: []slackapi.Block{section(plain(text))}}
 }
 
 // moved says whether the receiver's channel is another one than that of its message. One that is configured by name cannot be compared.

@@ -168,6 +168,7 @@ func TestWhatWasDoneIsNotDoneAgain(t *testing.T) {
 	assert.Equal(t, "retry", kind(err))
 	require.NotEmpty(t, ref.ID, "the message stands")
 	assert.Zero(t, ref.Thread)
+	ref.Resumed = true
 	ref, err = s.Send(t.Context(), n, ref, free)
 	require.NoError(t, err)
 	ms := chat.Messages()
@@ -295,20 +296,6 @@ func TestTheFormIsMadePlainBeforeGivingUp(t *testing.T) {
 			assert.Empty(t, chat.Messages()[0].Colour)
 		})
 	}
-}
-
-func TestAChannelWithoutThreadsStillHearsWhatFires(t *testing.T) {
-	t.Parallel()
-	s, chat := robot(t, chattest.Options{NoLimits: true})
-	chat.FailAll(chattest.SlackThread, chattest.Fault{Word: "restricted_action_non_threadable_channel"})
-	ref, err := s.Send(t.Context(), group(notice.Firing, fires("A")), notice.Ref{}, free)
-	require.NoError(t, err, "the message stands")
-	require.Len(t, chat.Messages(), 1)
-	ref.Thread = 1
-	second, err := s.Send(t.Context(), group(notice.Firing, told(fires("A")), fires("B")), ref, free)
-	require.NoError(t, err)
-	assert.NotEqual(t, ref.ID, second.ID, "posted anew, because an edit is noticed by nobody")
-	assert.Len(t, chat.Messages(), 2)
 }
 
 func TestEventsAndDigestsHaveNoThread(t *testing.T) {

@@ -39,15 +39,27 @@ func (r *refused) Unwrap() error { return r.err }
 // classify says what a webhook's answer means (docs.slack.dev, "Sending messages using incoming webhooks").
 func classify(status int, header http.Header, answer []byte) error {
 	word := errorWord(answer)
-	if status == http.StatusOK && word == "" {
-		return nil
+	if word == "" {
+		if status >= http.StatusOK && status < http.StatusMultipleChoices {
+			return nil
+		}
+		word = unknownWord // Slack says ok with 200 only
 	}
 	err := fmt.Errorf("Slack answered %d %s", status, word) //nolint:staticcheck // a name
 	switch {
 	case status == http.StatusTooManyRequests:
 		return throttled(retryAfter(header), err)
 	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout:
+		if header.Get("Retry-After") != "" {
+			return bus.RetryAfter(retryAfter(header), err)
+		}
 		return err
+	case word == unknownWord && status == http.StatusRequestEntityTooLarge:
+		return bus.Terminal("slack_413", fmt.Errorf("%w: %w", errForm, err)) // a proxy takes less than Slack does
+	case word == unknownWord && status != http.StatusBadRequest:
+		// Slack says a word, so this is somebody in between: a page to log in at, a proxy that refuses. It may be over soon. It may also
+		// be about this message alone, as a filter's no is, and must not keep the others waiting: the chat is not left alone for it.
+		return fmt.Errorf("this was not Slack: look at the proxy and at webhook_url_file: %w", err)
 	}
 	return judge(word, "slack_"+strconv.Itoa(status), header, err)
 }

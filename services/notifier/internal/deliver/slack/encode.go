@@ -116,7 +116,7 @@ func compose(n notice.Notice, receiver string) message {
 		more += m.items(n, room-linkUnits(n, receiver))
 	}
 	m.cut = m.cut || more > 0
-	if rest := rest(n, more); rest != "" {
+	if rest := rest(n, more, n.StillFires); rest != "" {
 		m.blocks = append(m.blocks, section(mrkdwn(rest)))
 	}
 	m.blocks = append(m.blocks, silence(n, receiver)...)
@@ -231,10 +231,14 @@ func (s *Sender) Split(n notice.Notice) []notice.Notice {
 	return out
 }
 
-func rest(n notice.Notice, more int) string {
+// rest is what is not shown: more alerts that came, and others of the group that fire on.
+func rest(n notice.Notice, more, fire int) string {
 	var parts []string
 	if more > 0 {
 		parts = append(parts, "*"+escape(fmt.Sprintf(n.Words.More, more))+"*")
+	}
+	if fire > 0 {
+		parts = append(parts, icon(notice.Firing)+" *"+escape(fmt.Sprintf(n.Words.StillFire, fire))+"*")
 	}
 	if n.Truncated > 0 {
 		parts = append(parts, "⚠️ "+escape(fmt.Sprintf(n.Words.Truncated, n.Truncated)))

@@ -2,8 +2,9 @@
 //
 // A webhook can only post. A bot (scope chat:write) keeps one message for each group of alerts: it is posted when the group begins,
 // and edited as the group changes, so that the channel shows what is red now; the thread below it says what changed when, with
-// everything that is known. An edit notifies nobody, so what begins to fire in a group that has a message is shown in the channel
-// as well, by a reply that is broadcast.
+// everything that is known. An edit notifies nobody, so what begins to fire in a group that has a message, or is repeated, is shown in
+// the channel as well, by a reply that is broadcast. Where a channel takes no replies it is posted as the group's new message, and the
+// one before says that it goes on there.
 package slack
 
 import (

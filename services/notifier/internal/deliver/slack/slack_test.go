@@ -106,9 +106,19 @@ func TestAWebhooksAnswersAreClassified(t *testing.T) {
 		"action_prohibited":  {answer{status: 403, body: "action_prohibited"}, "terminal slack_action_prohibited", 1},
 		"no channel":         {answer{status: 404, body: "channel_not_found"}, "terminal slack_channel_not_found", 1},
 		"archived":           {answer{status: 410, body: "channel_is_archived"}, "terminal slack_channel_is_archived", 1},
-		"404 of a proxy":     {answer{status: 404, body: "no such page"}, "terminal slack_404", 1},
-		"redirect":           {answer{status: 302, body: secretURL}, "terminal slack_302", 1},
-		// The form is tried twice: in full, and plainly.
+		// What stands between us and Slack is mended by somebody; none of it says that the message is wrong.
+		"404 of a proxy":         {answer{status: 404, body: "no such page"}, "retry", 1},
+		"403 of a proxy":         {answer{status: 403, body: "<html>blocked"}, "retry", 1},
+		"407 of a proxy":         {answer{status: 407}, "retry", 1},
+		"a proxy that says ok":   {answer{status: 403, body: "ok"}, "retry", 1},
+		"redirect":               {answer{status: 302, body: secretURL}, "retry", 1},
+		"a page to log in at":    {answer{status: 200, body: "<html>please log in"}, "retry", 1},
+		"nothing":                {answer{status: 200}, "retry", 1},
+		"400 of a proxy":         {answer{status: 400, body: "<html>"}, "terminal slack_400", 1},
+		"413 of a proxy":         {answer{status: 413, body: "<html>"}, "terminal slack_413", 2},
+		"503 that says how long": {answer{status: 503, header: http.Header{"Retry-After": {"60"}}, body: "<html>"}, "1m0s", 1},
+		"503 with a date":        {answer{status: 503, header: http.Header{"Retry-After": {"Sat, 21 Nov 2026 07:28:00 GMT"}}}, "30s", 1},
+		// The form is tried twice: in full, and plainly. A smaller one may pass a proxy as well.
 		"invalid_payload": {answer{status: 400, body: "invalid_payload"}, "terminal slack_invalid_payload", 2},
 		"invalid_blocks":  {answer{status: 400, body: "invalid_blocks"}, "terminal slack_invalid_blocks", 2},
 		"no_text":         {answer{status: 200, body: `{"ok":false,"error":"no_text"}`}, "terminal slack_no_text", 2},

@@ -8,9 +8,9 @@ import (
 )
 
 // threadForm is what the thread below a group's message is told: each alert that is new in it, with everything that is known. Below a
-// message that was posted now that is all of them. loud says that it belongs into the channel as well, because something begins to
+// message that was posted now that is all of them; edited says that it stood there before, and rang nobody now. loud says that it belongs into the channel as well, because something begins to
 // fire and an edit of the message above is noticed by nobody. ok is false when there is nothing to say.
-func threadForm(n notice.Notice, main message, replied bool) (m message, loud, ok bool) {
+func threadForm(n notice.Notice, main message, edited bool) (m message, loud, ok bool) {
 	if n.Digest || n.Status == notice.Event && !main.cut {
 		return m, false, false
 	}
@@ -18,7 +18,7 @@ func threadForm(n notice.Notice, main message, replied bool) (m message, loud, o
 	var news []notice.Item
 	firing, ended := 0, 0
 	for _, it := range n.Items {
-		if replied && it.Told {
+		if edited && it.Told {
 			continue
 		}
 		news = append(news, it)
@@ -31,7 +31,7 @@ func threadForm(n notice.Notice, main message, replied bool) (m message, loud, o
 	if len(news) == 0 {
 		return m, false, false
 	}
-	loud = replied && firing > 0
+	loud = edited && firing > 0
 	var said []string
 	if firing > 0 {
 		said = append(said, fmt.Sprintf("%s %s:%d", icon(notice.Firing), n.Words.Firing, firing))
@@ -47,7 +47,7 @@ func threadForm(n notice.Notice, main message, replied bool) (m message, loud, o
 	}
 	m.blocks = append(m.blocks, section(mrkdwn(top)))
 	hidden := m.details(n, news)
-	if text := rest(notice.Notice{Words: n.Words}, hidden+n.More); text != "" {
+	if text := rest(notice.Notice{Words: n.Words}, hidden+n.More, 0); text != "" {
 		m.blocks = append(m.blocks, section(mrkdwn(text)))
 	}
 	return m, loud, true
@@ -136,7 +136,7 @@ func plainForm(n notice.Notice) message {
 		}
 	}
 	left = maxPlain // what is said last is short
-	if text := rest(n, more); text != "" {
+	if text := rest(n, more, n.StillFires); text != "" {
 		add(text)
 	}
 	return message{text: b.String(), mentions: who != "", cut: true}
