@@ -93,6 +93,9 @@ func publishable() map[string][]string {
 			may["$JS.API.STREAM."+call+"."+stream] = nil
 		}
 	}
+	may["$JS.API.STREAM.MSG.GET."+bus.StreamEvents] = []string{cli} // what it may read by DIRECT.GET as well
+	may["$JS.API.STREAM.NAMES"] = []string{cli}
+	may["$JS.API.STREAM.LIST"] = []string{cli}
 	may["$JS.API.STREAM.CREATE.ANOTHER"] = nil
 	may["$JS.API.STREAM.MSG.DELETE.LIFEBOAT_JOBS"] = []string{cli}
 	may["$JS.API.STREAM.MSG.DELETE.LIFEBOAT_DEAD"] = []string{cli}

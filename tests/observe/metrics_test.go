@@ -21,6 +21,7 @@ const (
 	runbooks     = "../../docs/runbooks"
 	rulesDir     = "../../deploy/prometheus"
 	dashboardDir = "../../deploy/grafana"
+	notifierDir  = "../../services/notifier/internal"
 )
 
 // series is what there is to ask for: labels by metric.

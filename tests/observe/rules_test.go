@@ -5,9 +5,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
@@ -85,6 +88,33 @@ func TestRulesPassTheirUnitTests(t *testing.T) {
 	promtool(t, append([]string{"test", "rules"}, glob(t, rulesDir, "tests", "*.yml")...)...)
 }
 
+// LifeboatDeadLetters takes the letters that LifeboatAlertDead does not tell of by the beginnings of their reasons.
+func TestTheReasonsOfLettersThatNothingElseTellsOfAreKnown(t *testing.T) {
+	t.Parallel()
+	expr := ""
+	for _, r := range allRules(t) {
+		if r.Alert == "LifeboatDeadLetters" {
+			expr = r.Expr
+		}
+	}
+	for folder, spelled := range map[string]string{"ingest": `reason: +"([a-z_]+)"`, "events": `bus\.Terminal\("([a-z_]+)"`} {
+		found := 0
+		for _, f := range glob(t, notifierDir, folder, "*.go") {
+			b, err := os.ReadFile(f)
+			require.NoError(t, err)
+			if strings.HasSuffix(f, "_test.go") {
+				continue
+			}
+			for _, m := range regexp.MustCompile(spelled).FindAllStringSubmatch(string(b), -1) {
+				found++
+				beginning, _, _ := strings.Cut(m[1], "_")
+				assert.Regexp(t, `reason!~"[^"]*\b`+beginning+`_\.\+`, expr, "%s: %s", f, m[1])
+			}
+		}
+		assert.Positive(t, found, "%s no longer spells its reasons like this", folder)
+	}
+}
+
 // An alert that no test has seen firing may never fire, and one that none has seen silent may never be.
 func TestEveryAlertIsTestedFiringAndNot(t *testing.T) {
 	t.Parallel()
@@ -156,7 +186,7 @@ func TestExamplesAreValid(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join(rulesDir, "examples", "alertmanager.yml"))
 	require.NoError(t, err)
 	// What is inhibited or routed by name must be the name of something.
-	names := map[string]bool{"LifeboatRPOExceeded": true}
+	names := map[string]bool{"LifeboatRPOExceeded": true, "LifeboatCanaryLate": true}
 	outside := 0
 	for _, r := range allRules(t) {
 		names[r.Alert] = true
@@ -175,36 +205,72 @@ func TestExamplesAreValid(t *testing.T) {
 func TestTheExampleRoutesToPeopleAndToTheChat(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(rulesDir, "examples", "alertmanager.yml")
-	for receivers, labels := range map[string][]string{
+	for receivers, of := range map[string][]string{
 		"outside,lifeboat": {"alertname=LifeboatNATSUnreachable", "channel=outside"},
 		"lifeboat":         {"alertname=LifeboatTicksLate"},
 		"watchdog":         {"alertname=LifeboatWatchdog", "channel=outside"},
 	} {
 		run(t, "amtool", "tools/build amtool builds it",
-			append([]string{"config", "routes", "test", "--config.file=" + file, "--verify.receivers=" + receivers}, labels...)...)
+			append([]string{"config", "routes", "test", "--config.file=" + file, "--verify.receivers=" + receivers}, of...)...)
 	}
 }
 
-// Without NATS webhooks are answered with 503 and deliveries wait; what Alertmanager drops is told nevertheless.
-func TestTheExampleInhibitsWhatFollowsFromNATS(t *testing.T) {
+// What follows from another alert is not told besides it, and what does not is.
+func TestTheExampleInhibitsWhatFollows(t *testing.T) {
 	t.Parallel()
+	nats := []string{"alertname", "LifeboatNATSUnreachable"}
+	absent := func(service string) []string {
+		return []string{"alertname", "LifeboatServiceAbsent", "job", "lifeboat-" + service}
+	}
+	for _, c := range []struct {
+		source, target []string
+		want           bool
+	}{
+		// Without NATS webhooks are answered with 503 and deliveries wait; what Alertmanager drops is told nevertheless.
+		{nats, []string{"alertname", "LifeboatDeliveriesStuck"}, true},
+		{nats, []string{"alertname", "LifeboatWebhookErrors", "code", "503"}, true},
+		{nats, []string{"alertname", "LifeboatWebhookErrors", "code", "413"}, false},
+		// Schedulers decide ticks while all workers are away, and the other way around.
+		{absent("backup"), []string{"alertname", "LifeboatNoWorker"}, true},
+		{absent("backup"), []string{"alertname", "LifeboatTicksOverdue"}, false},
+		{absent("scheduler"), []string{"alertname", "LifeboatTicksOverdue"}, true},
+		{absent("scheduler"), []string{"alertname", "LifeboatNoWorker"}, false},
+		{absent("notifier"), []string{"alertname", "LifeboatTicksOverdue"}, false},
+		// Of each target and each receiver by itself.
+		{[]string{"alertname", "LifeboatRPOExceeded", "target", "a"}, []string{"alertname", "LifeboatRPOExceededUnreported", "target", "a"}, true},
+		{[]string{"alertname", "LifeboatRPOExceeded", "target", "a"}, []string{"alertname", "LifeboatRPOExceededUnreported", "target", "b"}, false},
+		{[]string{"alertname", "LifeboatCanaryLate", "target", "a"}, []string{"alertname", "LifeboatCanaryLateUnreported", "target", "a"}, true},
+		{[]string{"alertname", "LifeboatCanaryLate", "target", "a"}, []string{"alertname", "LifeboatCanaryLateUnreported", "target", "b"}, false},
+	} {
+		assert.Equal(t, c.want, inhibited(t, labels.FromStrings(c.source...), labels.FromStrings(c.target...)), "%v: %v", c.source, c.target)
+	}
+}
+
+// inhibited says whether the example's Alertmanager holds target back while source fires.
+func inhibited(t *testing.T, source, target labels.Labels) bool {
+	t.Helper()
 	b, err := os.ReadFile(filepath.Join(rulesDir, "examples", "alertmanager.yml"))
 	require.NoError(t, err)
 	var file struct {
 		Inhibit []struct {
 			Source []string `yaml:"source_matchers"`
 			Target []string `yaml:"target_matchers"`
+			Equal  []string
 		} `yaml:"inhibit_rules"`
 	}
 	require.NoError(t, yaml.Unmarshal(b, &file))
-	var targets []string
+	matches := func(matchers []string, of labels.Labels) bool {
+		selected, err := parser.ParseMetricSelector("{" + strings.Join(matchers, ",") + "}")
+		require.NoError(t, err)
+		return !slices.ContainsFunc(selected, func(m *labels.Matcher) bool { return !m.Matches(of.Get(m.Name)) })
+	}
 	for _, r := range file.Inhibit {
-		if strings.Join(r.Source, ",") == `alertname="LifeboatNATSUnreachable"` {
-			targets = append(targets, strings.Join(r.Target, ","))
+		same := !slices.ContainsFunc(r.Equal, func(name string) bool { return source.Get(name) != target.Get(name) })
+		if same && matches(r.Source, source) && matches(r.Target, target) {
+			return true
 		}
 	}
-	assert.Contains(t, strings.Join(targets, "\n"), "LifeboatDeliveriesStuck")
-	assert.Contains(t, targets, `alertname="LifeboatWebhookErrors",code=~"5.."`)
+	return false
 }
 
 // Every service that the rules ask for is in the example.
