@@ -39,12 +39,12 @@ demo: .bin/lifeboat ## The same without a person: everything happens once, and a
 
 .PHONY: test
 test: ## Every test but the slow ones; builds the real servers on first use
-	@tools/build consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl promtool
+	@tools/build consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl nats promtool
 	@for m in $(MODULES); do echo "== $$m"; (cd $$m && go test -race -p 1 -timeout 15m ./...); done
 
 .PHONY: e2e
 e2e: ## The slow tests: the whole demo on real Consul and Nomad, and services killed as processes
-	@tools/build syft goreleaser consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl docker-compose versitygw nats promtool
+	@tools/build syft goreleaser consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl docker-compose versitygw nats promtool vault traefik
 	@cd tests && go test -tags e2e -count 1 -p 1 -timeout 30m -v ./...
 
 .PHONY: e2e-release
@@ -53,8 +53,8 @@ e2e-release: ## Images on a Docker engine of the tests' own (as root), bills of 
 	@cd tests && go test -tags e2e -count 1 -timeout 20m -v ./release
 
 .PHONY: e2e-nomad
-e2e-nomad: ## The Nomad jobs on a real Nomad and Consul (as root): README's commands, the walk, changes under way, a rolling update
-	@tools/build consul nomad alertmanager nats-server
+e2e-nomad: ## The Nomad jobs on a real Nomad, Consul, Vault and Traefik (as root): README's commands, the walk, changes under way, a rolling update
+	@tools/build consul nomad alertmanager nats-server vault traefik
 	@cd tests && go test -tags e2e -count 1 -timeout 20m -v ./nomad
 
 .PHONY: e2e-compose
@@ -122,7 +122,7 @@ metrics: ## Write docs/metrics.md from what the services register
 
 .PHONY: tools
 tools: ## Build every tool and server into .bin/
-	@tools/build consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl golangci-lint buf protoc-gen-go promtool
+	@tools/build consul nomad alertmanager amtool nats-server nats etcd etcdctl etcdutl golangci-lint buf protoc-gen-go promtool
 
 .PHONY: build
 build: .bin/lifeboat ## Build the binaries into .bin/

@@ -80,8 +80,8 @@ variable "vault_path" {
 }
 
 variable "vault_role" {
-  description = "the role that Nomad's tasks log in with; empty: the cluster's default"
-  default     = ""
+  description = "the role that a group's task logs in with, GROUP being the group's name, as deploy/nomad/vault makes it; empty: the cluster's default"
+  default     = "lifeboat-scheduler-GROUP"
 }
 
 variable "replicas" {
@@ -259,11 +259,14 @@ job "lifeboat-scheduler" {
         }
       }
 
+      # Nomad logs in, with the task's identity, and renders what the templates name. The task itself gets no token.
       dynamic "vault" {
         for_each = var.secrets_source == "vault" ? [1] : []
         content {
-          role        = var.vault_role
-          change_mode = "noop"
+          role         = replace(var.vault_role, "GROUP", "scheduler")
+          env          = false
+          disable_file = true
+          change_mode  = "noop"
         }
       }
 

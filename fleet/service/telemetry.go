@@ -1,7 +1,6 @@
 package service
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -84,16 +83,18 @@ func exporting() (bool, error) {
 	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") {
 		return false, nil
 	}
-	endpoint := variable("ENDPOINT")
+	endpointName, endpoint := variable("ENDPOINT")
 	switch exporter := os.Getenv("OTEL_TRACES_EXPORTER"); {
 	case exporter == "none", exporter == "" && endpoint == "":
 		return false, nil
 	case exporter != "" && exporter != "otlp":
 		return false, fmt.Errorf("OTEL_TRACES_EXPORTER is %q: use otlp, or none", exporter)
 	}
-	if protocol := variable("PROTOCOL"); protocol != "" && protocol != "http/protobuf" {
-		return false, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL is %q: spans are exported by http/protobuf only; a collector takes that on port 4318, by default",
-			protocol)
+	if name, protocol := variable("PROTOCOL"); protocol != "" && protocol != "http/protobuf" {
+		return false, fmt.Errorf("%s is %q: spans are exported by http/protobuf only; a collector takes that on port 4318, by default", name, protocol)
+	}
+	if _, err := exportTimeout(); err != nil {
+		return false, err
 	}
 	if endpoint == "" {
 		return true, nil
@@ -105,14 +106,19 @@ func exporting() (bool, error) {
 		err = errors.New("it needs http:// or https://, and a host")
 	}
 	if err != nil {
-		return false, fmt.Errorf("OTEL_EXPORTER_OTLP_ENDPOINT: %w", err)
+		return false, fmt.Errorf("%s: %w", endpointName, err)
 	}
 	return true, nil
 }
 
-// variable is one of the exporter's variables, of which the one for traces alone comes first.
-func variable(name string) string {
-	return cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_"+name), os.Getenv("OTEL_EXPORTER_OTLP_"+name))
+// variable is one of the exporter's variables, of which the one for traces alone comes first, and the name of the one that counts.
+func variable(name string) (full, value string) {
+	full = "OTEL_EXPORTER_OTLP_TRACES_" + name
+	if value = os.Getenv(full); value != "" {
+		return full, value
+	}
+	full = "OTEL_EXPORTER_OTLP_" + name
+	return full, os.Getenv(full)
 }
 
 // counting counts the exports that fail, and logs the first of them in a row. Traces are a help; they never get in the way of the work.

@@ -52,6 +52,10 @@ func TestStandardVariables(t *testing.T) {
 		"the protocol":                  {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, 1, ""},
 		"an endpoint that is none":      {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "tempo:4318"}, 0, "http://"},
 		"an endpoint that is no URL":    {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://u:secret@%zz"}, 0, "URL"},
+		"a bad endpoint for traces":     {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "tempo:4318"}, 0, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: it needs http://"},
+		"another protocol for traces":   {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, 0, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL is"},
+		"a timeout":                     {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_EXPORTER_OTLP_TIMEOUT": "60000"}, 1, ""},
+		"a timeout that is none":        {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_EXPORTER_OTLP_TIMEOUT": "10s"}, 0, "OTEL_EXPORTER_OTLP_TIMEOUT is"},
 		"attributes that are malformed": {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_RESOURCE_ATTRIBUTES": "x"}, 0, "OTEL_RESOURCE_ATTRIBUTES"},
 	} {
 		t.Run(name, func(t *testing.T) {

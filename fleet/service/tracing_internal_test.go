@@ -2,12 +2,16 @@ package service
 
 import (
 	"context"
+	"encoding/pem"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
@@ -59,4 +63,42 @@ func TestTracingFilesThatCanNeverWork(t *testing.T) {
 	_, _, err = telemetry.start(t.Context())
 	require.ErrorContains(t, err, "client.pem")
 	assert.Equal(t, ExitUsage, ExitCode(err))
+}
+
+// With certificates an export may take as long as the standard's variable says, and no longer: not what we think.
+func TestHowLongAnExportMayTake(t *testing.T) {
+	for _, c := range []struct {
+		all, traces string
+		want        time.Duration
+	}{{"", "", 10 * time.Second}, {"60000", "", time.Minute}, {"60000", "5", 5 * time.Millisecond}, {"0", "", 0}} {
+		t.Setenv("OTEL_EXPORTER_OTLP_TIMEOUT", c.all)
+		t.Setenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", c.traces)
+		got, err := exportTimeout()
+		require.NoError(t, err)
+		assert.Equal(t, c.want, got)
+	}
+	for _, wrong := range []string{"10s", "-1", "1.5", "99999999999"} {
+		t.Setenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", wrong)
+		_, err := exportTimeout()
+		require.ErrorContains(t, err, "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT is \""+wrong+"\"", wrong)
+	}
+
+	// A collector that never answers.
+	ended := make(chan struct{})
+	collector := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-ended }))
+	t.Cleanup(collector.Close)
+	t.Cleanup(func() { close(ended) })
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: collector.Certificate().Raw}), 0o600))
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
+	t.Setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", ca)
+	t.Setenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "100")
+	client, err := newCollector()
+	require.NoError(t, err)
+	exporter, err := otlptracehttp.New(t.Context(), append(client, otlptracehttp.WithRetry(otlptracehttp.RetryConfig{}))...)
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	require.Error(t, exporter.ExportSpans(ctx, tracetest.SpanStubs{{Name: "snapshot"}}.Snapshots()))
+	require.NoError(t, ctx.Err(), "it is the exporter that gives up")
 }

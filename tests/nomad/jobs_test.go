@@ -27,8 +27,8 @@ func all() []string { return append(jobs(), "page") }
 // root is the project's folder. The embedded S3 server changes the working directory, so it is found by PWD.
 func root() string { return filepath.Join(os.Getenv("PWD"), "..", "..") }
 
-// vault lets a server take jobs with secrets of Vault. It is not asked for any before a task starts.
-const vault = `
+// withVault lets a server take jobs with secrets of Vault. It is not asked for any before a task starts.
+const withVault = `
 vault {
   enabled = true
   address = "http://127.0.0.1:1"
@@ -41,7 +41,7 @@ vault {
 // Nomad's server takes every job with every driver, and every source of configuration and secrets.
 func TestNomadTakesTheJobs(t *testing.T) {
 	dir := root()
-	server, err := bintest.StartNomadWith(t.Context(), t.TempDir(), bintest.NomadOptions{HCL: vault})
+	server, err := bintest.StartNomadWith(t.Context(), t.TempDir(), bintest.NomadOptions{HCL: withVault})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, server.Stop()) })
 	nomad, err := bintest.Find("nomad")
@@ -97,7 +97,7 @@ web_tls           = true
 
 func TestNomadTakesTheJobsWithEveryVariable(t *testing.T) {
 	dir := root()
-	server, err := bintest.StartNomadWith(t.Context(), t.TempDir(), bintest.NomadOptions{HCL: vault})
+	server, err := bintest.StartNomadWith(t.Context(), t.TempDir(), bintest.NomadOptions{HCL: withVault})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, server.Stop()) })
 	nomad, err := bintest.Find("nomad")
@@ -134,6 +134,7 @@ func TestJobsRefuseWhatCannotWork(t *testing.T) {
 // job is what is looked at of one.
 type job struct {
 	Job struct {
+		ID         string
 		TaskGroups []struct {
 			Name  string
 			Tasks []struct {
@@ -141,8 +142,11 @@ type job struct {
 				Config       map[string]any
 				KillTimeout  time.Duration
 				KillSignal   string
-				Vault        *struct{}
-				Templates    []template
+				Vault        *struct {
+					Role             string
+					Env, DisableFile bool
+				}
+				Templates []template
 			}
 		}
 	}
@@ -164,7 +168,10 @@ func check(t *testing.T, out []byte, driver string, sources [2]string) {
 			at := g.Name + "/" + task.Name
 			assert.Equal(t, driver, task.Driver, at)
 			assert.Equal(t, "SIGTERM", task.KillSignal, at)
-			assert.Equal(t, sources[1] == "vault", task.Vault != nil, at)
+			if v := task.Vault; assert.Equal(t, sources[1] == "vault", v != nil, at) && v != nil {
+				assert.Equal(t, j.Job.ID+"-"+g.Name, v.Role, at)
+				assert.True(t, v.DisableFile && !v.Env, "%s: the task has no token of Vault", at)
+			}
 			// A node caps it at 30 s by default; what is longer would be cut short.
 			assert.LessOrEqual(t, task.KillTimeout, 30*time.Second, at)
 			if args := fmt.Sprint(task.Config["args"]); strings.HasPrefix(args, "[backup ") {

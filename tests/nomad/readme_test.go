@@ -37,7 +37,7 @@ func commands(t *testing.T, readme, chapter string) string {
 
 // The README's commands, from nothing to the first drill, as they are written, in a folder that has only what git has.
 func TestTheReadmesCommands(t *testing.T) {
-	s := start(t)
+	s := start(t, options{})
 	fresh := s.path("fresh")
 	copyTree(t, s.root, fresh)
 	readme, err := os.ReadFile(filepath.Join(fresh, "README.md"))

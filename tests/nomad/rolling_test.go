@@ -24,8 +24,9 @@ import (
 // tickers are targets whose snapshots are due all the time, by seconds between two ticks.
 func tickers() map[string]int { return map[string]int{"tick-a": 1, "tick-b": 2, "tick-c": 3} }
 
-// Every job is updated, NATS included, and then reads its configuration from a Nomad variable and has TLS on its health, while schedules tick each second and an alert fires each second. Each tick is emitted once or
-// recorded as missed with its reason, and each alert is told.
+// Every job is updated, NATS included, and then reads its configuration and its secrets from Nomad variables and has TLS on its health, while
+// schedules tick each second and an alert fires each second. Each tick is emitted once or recorded as missed with its reason, and each alert is
+// told.
 func (s *site) rollingUpdate() {
 	t := s.t
 	var more strings.Builder
@@ -37,10 +38,11 @@ func (s *site) rollingUpdate() {
 	for name := range tickers() {
 		s.event("snapshot", "committed", name, time.Minute, nil)
 	}
+	s.run("deploy/nomad/secrets", s.path("keys"))
 	alerts := s.fireAll()
 	for _, job := range jobs() {
 		before := s.identity(job)
-		s.deploy(job, "-var=log_level=debug", "-var=config_source=nomad", "-var=web_tls=true")
+		s.deploy(job, "-var=log_level=debug", "-var=config_source=nomad", "-var=secrets_source=nomad", "-var=web_tls=true")
 		for id := range s.identity(job) {
 			assert.NotContains(t, before, id, "%s: every allocation is a new one", job)
 		}
@@ -127,9 +129,10 @@ func (s *site) countAlerts(fired []string) {
 			twice++
 		}
 	}
-	s.ingress.mu.Lock()
-	defer s.ingress.mu.Unlock()
-	s.t.Logf("%d alerts fired, all told, %d more than once; answers to Alertmanager: %v", len(fired), twice, s.ingress.answers)
+	answers, err := s.traefik.answers(s.t.Context())
+	require.NoError(s.t, err)
+	assert.NotEmpty(s.t, answers["200"], "none came by Traefik")
+	s.t.Logf("%d alerts fired, all told, %d more than once; Traefik's answers to Alertmanager: %v", len(fired), twice, answers)
 }
 
 // ticks is what the audit log tells of a schedule's ticks.

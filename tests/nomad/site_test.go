@@ -5,9 +5,7 @@ package nomad
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -47,24 +45,38 @@ type site struct {
 	etcd         *etcdtest.Server
 	client       *clientv3.Client
 	chat         *chattest.Server
-	ingress      *ingress
+	vault        *vault
+	traefik      *traefik
 	alertmanager *bintest.Alertmanager
 	bus          *bus.Bus
+	rotation     *rotation
 	// vars are the variables of the last run of every job.
 	vars []string
 }
 
+// options are what a site has besides.
+type options struct {
+	// vault for the secrets: Nomad's agent has deploy/nomad/agent.hcl then.
+	vault bool
+}
+
 // start starts the platform, and nothing of Lifeboat.
-func start(t *testing.T) *site {
+func start(t *testing.T, opts options) *site {
 	t.Helper()
 	s := &site{t: t, root: root(), dir: t.TempDir()}
 	s.buildLifeboat()
+	// A certificate of a CA of its own, for what is not Lifeboat's NATS: the key of that one's server certificate is NATS's alone.
+	s.run("lifeboat", "keys", "--out", s.path("web"), "--host", pageHost)
 	var err error
+	agent := ""
+	if opts.vault {
+		agent = s.startVault()
+	}
 	s.consul, err = bintest.StartConsul(t.Context(), s.path("consul"))
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, s.consul.Stop()) })
 	s.nomad, err = bintest.StartNomadWith(t.Context(), s.path("nomad"), bintest.NomadOptions{
-		Client: true, Consul: strings.TrimPrefix(s.consul.Address, "http://"),
+		Client: true, Consul: strings.TrimPrefix(s.consul.Address, "http://"), HCL: agent,
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, s.nomad.Stop()) })
@@ -80,7 +92,6 @@ func start(t *testing.T) *site {
 		_, err = s.client.Put(t.Context(), fmt.Sprintf("/registry/pods/default/app-%d", i), strings.Repeat("x", 500))
 		require.NoError(t, err)
 	}
-	s.ingress = newIngress(t, s.consul.Address)
 	return s
 }
 
@@ -115,6 +126,21 @@ func (s *site) buildLifeboat() {
 	require.NoError(s.t, err, "building lifeboat: %s", out)
 }
 
+// environment has the commands of the platform, and where its servers are.
+func (s *site) environment() []string {
+	env := append(os.Environ(), "PATH="+filepath.Join(s.root, ".bin")+":"+s.dir+":"+os.Getenv("PATH"))
+	if s.consul != nil {
+		env = append(env, "CONSUL_HTTP_ADDR="+s.consul.Address)
+	}
+	if s.nomad != nil {
+		env = append(env, "NOMAD_ADDR="+s.nomad.Address)
+	}
+	if s.vault != nil {
+		env = append(env, "VAULT_ADDR="+s.vault.URL, "VAULT_CACERT="+s.path("web/tls/ca.pem"), "VAULT_TOKEN="+s.vault.token)
+	}
+	return env
+}
+
 // try runs a command in the project's folder, with the commands of the platform on its PATH, and returns what it prints.
 func (s *site) try(name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 10*time.Minute) // also when the test has ended
@@ -124,9 +150,8 @@ func (s *site) try(name string, args ...string) (string, error) {
 		cmd = exec.CommandContext(ctx, own, args...)
 	}
 	cmd.Dir = s.root
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(s.root, ".bin")+":"+s.dir+":"+os.Getenv("PATH"), "NOMAD_ADDR="+s.nomad.Address,
-		"CONSUL_HTTP_ADDR="+s.consul.Address)
-	if bin := filepath.Join(s.root, ".bin", name); name == "nomad" || name == "consul" {
+	cmd.Env = s.environment()
+	if bin := filepath.Join(s.root, ".bin", name); name == "nomad" || name == "consul" || name == "vault" {
 		cmd.Path, cmd.Err = bin, nil
 	}
 	var out, errs bytes.Buffer
@@ -157,9 +182,8 @@ func (s *site) secrets() {
 	s.write("keys/notifier/slack-url", s.chat.SlackURL())
 	s.write("keys/notifier/dingtalk-url", s.chat.DingTalkURL())
 	s.write("keys/notifier/dingtalk-secret", s.chat.DingTalkSecret())
-	// A certificate for health and metrics, of a CA of its own: the key of the deployment's server certificate is NATS's alone.
-	s.run("lifeboat", "keys", "--out", s.path("web"))
-	for _, group := range []string{"scheduler", "snapshot", "verify", "drill", "prune", "notifier"} {
+	// For health, metrics and the page.
+	for _, group := range []string{"scheduler", "snapshot", "verify", "drill", "prune", "notifier", "page"} {
 		s.write("keys/"+group+"/web.pem", s.read("web/tls/server.pem"))
 		s.write("keys/"+group+"/web-key.pem", s.read("web/tls/server-key.pem"))
 	}
@@ -167,6 +191,10 @@ func (s *site) secrets() {
 		"access_key_id_file: %s, secret_access_key_file: %s}\n", s.s3.Config.Bucket, s.s3.Endpoint, s.s3.Config.Region,
 		s.s3.Config.AccessKeyIDFile, s.s3.Config.SecretAccessKeyFile))
 	s.run("lifeboat", "store", "init", "--policies", "deploy/s3", "--principal", "lifeboat-{role}", "-c", owner)
+	if s.vault != nil {
+		s.readmesVault()
+		return
+	}
 	s.t.Log(s.run("deploy/nomad/secrets", s.path("keys")))
 }
 
@@ -208,6 +236,7 @@ notifier:
       - {receiver: ops-slack, matchers: ['severity="critical"'], continue: true}
       - {receiver: ops-dingtalk, matchers: ['severity="critical"']}
   runbooks: {base_url: "https://runbooks.example.com"}
+page: {web_config_file: web.yml, title: Our lifeboats}
 `, s.s3.Config.Bucket, s.proxy.Endpoint, s.s3.Config.Region, strings.Join(strings.Fields(s.read("keys/age/recipients")), ", "),
 		targets, s.alertmanager.URL))
 }
@@ -226,8 +255,11 @@ dynamic_ports  = true
 disk_mib       = 300
 scratch_mib    = 300
 webhook_host   = %q
+page_host      = %q
+page_tls       = true
+secrets_source = "vault"
 chat_secrets   = ["webhook-tokens", "slack-url", "dingtalk-url", "dingtalk-secret"]
-`, s.path("lifeboat"), s.bin("nats-server"), s.bin("consul"), s.bin("nomad"), s.ingress.host))
+`, s.path("lifeboat"), s.bin("nats-server"), s.bin("consul"), s.bin("nomad"), webhookHost, pageHost))
 	s.vars = []string{"-hcl2-strict=false", "-var-file=" + file}
 }
 
@@ -244,83 +276,6 @@ func (s *site) deploy(job string, more ...string) {
 	s.t.Logf("%s is deployed, after %s", job, time.Since(began).Round(time.Second))
 }
 
-// trouble is what a job's allocations say, for whoever looks for a cause.
-func (s *site) trouble(job string) string {
-	var b strings.Builder
-	for _, a := range s.allocations(job) {
-		for task := range a.TaskStates {
-			out, _ := s.try("nomad", "alloc", "logs", "-stderr", "-tail", "-n", "30", "-task", task, a.ID)
-			status, _ := s.try("nomad", "alloc", "status", a.ID)
-			fmt.Fprintf(&b, "== %s %s %s %s\n%s\n%s\n", a.ID, a.TaskGroup, a.DesiredStatus, a.ClientStatus, status, out)
-		}
-	}
-	return b.String()
-}
-
-// stopJobs stops what was deployed and waits until no task is left.
-func (s *site) stopJobs() {
-	for _, job := range slices.Backward(jobs()) {
-		name := "lifeboat-" + job
-		if s.t.Failed() {
-			s.t.Log(s.trouble(name))
-		}
-		s.http(http.MethodDelete, s.nomad.Address+"/v1/job/"+name+"?purge=true", nil)
-	}
-	assert.Eventually(s.t, func() bool {
-		for _, job := range jobs() {
-			for _, a := range s.allocations("lifeboat-" + job) {
-				if a.ClientStatus == "running" || a.ClientStatus == "pending" {
-					return false
-				}
-			}
-		}
-		return true
-	}, time.Minute, 200*time.Millisecond, "tasks are left behind")
-	// Secrets are in file systems of their own, which go with the allocations.
-	s.http(http.MethodPut, s.nomad.Address+"/v1/system/gc", nil)
-	assert.Eventually(s.t, func() bool {
-		mounts, err := os.ReadFile("/proc/mounts")
-		return err == nil && !strings.Contains(string(mounts), s.dir)
-	}, time.Minute, 200*time.Millisecond, "secrets are left behind")
-}
-
-// allocation is what the tests look at of one.
-type allocation struct {
-	ID, Name, TaskGroup         string
-	DesiredStatus, ClientStatus string
-	JobVersion                  uint64
-	TaskStates                  map[string]struct{ Restarts uint64 }
-}
-
-func (s *site) allocations(job string) (all []allocation) {
-	s.http(http.MethodGet, s.nomad.Address+"/v1/job/"+job+"/allocations", &all)
-	return all
-}
-
-// running are the allocations of a job's group that run; of all groups for "".
-func (s *site) running(job, group string) []allocation {
-	return slices.DeleteFunc(s.allocations("lifeboat-"+job), func(a allocation) bool {
-		return a.ClientStatus != "running" || a.DesiredStatus != "run" || (group != "" && a.TaskGroup != group)
-	})
-}
-
-// http asks an API. An answer that cannot be read leaves into as it is: whoever waits for something asks again.
-func (s *site) http(method, url string, into any) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 10*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, url, nil)
-	require.NoError(s.t, err)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && into != nil && resp.StatusCode == http.StatusOK {
-		_ = json.Unmarshal(body, into)
-	}
-}
-
 // connect connects to the cluster as a person does, with the user `cli`.
 func (s *site) connect() {
 	s.t.Helper()
@@ -328,7 +283,7 @@ func (s *site) connect() {
 		ServiceAddress string
 		ServicePort    int
 	}
-	s.http(http.MethodGet, s.consul.Address+"/v1/catalog/service/lifeboat-nats", &services)
+	require.NoError(s.t, s.ask(http.MethodGet, s.consul.Address+"/v1/catalog/service/lifeboat-nats", &services))
 	urls := make([]string, len(services))
 	for i, n := range services {
 		urls[i] = fmt.Sprintf("tls://%s:%d", n.ServiceAddress, n.ServicePort)

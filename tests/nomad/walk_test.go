@@ -20,9 +20,12 @@ import (
 // The fleet as Nomad jobs, on real servers, by the job files as they stand: what its owner wants of it, and then what must not go wrong
 // while it is changed under way. The steps build on each other.
 func TestTheFleetAsNomadJobs(t *testing.T) {
-	s := start(t)
-	s.startAlertmanager()
+	s := start(t, options{vault: true})
+	s.startTraefik()
 	s.secrets()
+	s.startAlertmanager()
+	s.patient()
+	s.leastPrivilege()
 	s.configure(s.targets(""))
 	s.variables()
 	for _, job := range jobs() {
@@ -35,9 +38,12 @@ func TestTheFleetAsNomadJobs(t *testing.T) {
 	}{
 		{"a restore drill by publishing a subject", s.drillBySubject},
 		{"a routed alert in chat with its runbook", s.alertInChat},
+		{"secrets rotated in Vault", s.rotate},
+		{"the status page by Traefik", s.pageByTraefik},
 		{"actions", s.actions},
 		{"configuration changed in Consul", s.configurationIsLive},
 		{"a worker's allocation stopped in the middle of a snapshot", s.workerStopped},
+		{"the rotated secrets arrive", s.rotationArrives},
 		{"a rolling update of every job", s.rollingUpdate},
 	} {
 		s.t = t
@@ -58,7 +64,7 @@ func (s *site) targets(more string) string {
 
 func (s *site) startAlertmanager() {
 	s.t.Helper()
-	token := s.path("keys/webhook-tokens")
+	token := s.write("alertmanager-token", s.read("keys/webhook-tokens"))
 	var err error
 	s.alertmanager, err = bintest.StartAlertmanagerWith(s.t.Context(), s.path("alertmanager"), fmt.Sprintf(`
 route: {receiver: lifeboat, group_by: [alertname, target], group_wait: 1s, group_interval: 2s, repeat_interval: 4h}
@@ -67,8 +73,8 @@ receivers:
     webhook_configs:
       - url: %s/api/v1/alertmanager
         send_resolved: false
-        http_config: {authorization: {credentials_file: %s}}
-`, s.ingress.URL, token))
+        http_config: {authorization: {credentials_file: %s}, tls_config: {ca_file: %s}}
+`, s.traefik.URL, token, s.path("web/tls/ca.pem")))
 	require.NoError(s.t, err)
 	s.t.Cleanup(func() { assert.NoError(s.t, s.alertmanager.Stop()) })
 }

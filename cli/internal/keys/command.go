@@ -29,8 +29,8 @@ func Command() *cobra.Command {
 			"  age/identity, age/escrow-identity   two keys, each of which decrypts snapshots; age/recipients has their public halves\n" +
 			"  webhook-tokens, link-secret         what Alertmanager shows the notifier, and what signs links in chats\n\n" +
 			"What is there is left alone, so that it can be run again: after a file was removed to renew it, or with further --host. It says\n" +
-			"when a certificate ends soon or lacks a host, and when files do not fit each other, with exit code 1.\n" +
-			"Secret files have mode 0600. Put age/escrow-identity and tls/ca-key.pem into a safe; they are not made again.",
+			"when a certificate ends soon or lacks a host, when files do not fit each other, and when others can read a secret, with exit code 1.\n" +
+			"Secret files are made with mode 0600. Put age/escrow-identity and tls/ca-key.pem into a safe; they are not made again.",
 		Example: "  lifeboat keys --out secrets --host nats-1,nats-2,nats-3\n" +
 			"  lifeboat keys --out secrets --host '*.lifeboat.example.org,10.1.2.3' --days 365\n" +
 			"  lifeboat keys --out secrets/etcd --host etcd-1,etcd-2 --only tls    # another CA, whose clients are no clients of the first\n" +

@@ -39,6 +39,38 @@ func read(path string) ([]byte, error) {
 	return b, nil
 }
 
+// exposed says whether others than its owner can read a file, and its mode: its own permissions let them, and those of no folder above it
+// keep them from getting there. Who keeps a folder to himself, as the one that the keys are made in, may let others read what is in it:
+// containers read it there as users of their own.
+func exposed(path string) (mode fs.FileMode, open bool, err error) {
+	resolved, err := filepath.EvalSymlinks(path)
+	if err == nil {
+		resolved, err = filepath.Abs(resolved)
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("looking at who may read %s: %w", path, err)
+	}
+	permissions := func(name string) (fs.FileMode, error) {
+		info, failed := os.Stat(name)
+		if failed != nil {
+			return 0, fmt.Errorf("looking at who may read %s: %w", path, failed)
+		}
+		return info.Mode().Perm(), nil
+	}
+	if mode, err = permissions(resolved); err != nil || mode&0o077 == 0 {
+		return mode, false, err
+	}
+	for dir := filepath.Dir(resolved); ; dir = filepath.Dir(dir) {
+		above, failed := permissions(dir)
+		if failed != nil || above&0o011 == 0 {
+			return mode, false, failed
+		}
+		if dir == filepath.Dir(dir) {
+			return mode, true, nil
+		}
+	}
+}
+
 // ensure returns a file's content, and makes it by generate if it is not there. What is there is never written to, also when it came
 // to be meanwhile.
 func ensure(path string, mode fs.FileMode, generate func() ([]byte, error)) (content []byte, made bool, err error) {

@@ -58,7 +58,7 @@ type File struct {
 	State State `json:"state"`
 	// For says who uses it.
 	For string `json:"for"`
-	// Secret files are 0600, the others 0644.
+	// Secret files are made 0600, the others 0644; a secret that others can read is unfit.
 	Secret bool `json:"secret"`
 	// Note says what is wrong and what to do; or, of a certificate that is good, until when.
 	Note string `json:"note,omitempty"`
@@ -126,7 +126,22 @@ func (m *maker) file(f File, generate func() ([]byte, error)) ([]byte, *File, er
 	if made {
 		f.State = Made
 	}
+	if f.Secret {
+		if err := m.kept(&f); err != nil {
+			return nil, nil, err
+		}
+	}
 	return content, m.add(f), nil
+}
+
+// kept says so when others can read a secret. What is wrong with its content is said instead, if anything is, and this the next time.
+func (m *maker) kept(f *File) error {
+	path := m.path(f.Path)
+	mode, open, err := exposed(path)
+	if err == nil && open {
+		f.unfit("others on this machine can read it (mode %04o): chmod 600 %s, and renew it if one of them may have", mode, path)
+	}
+	return err
 }
 
 // add returns the file as it stands in the list, so that it can be judged afterwards.

@@ -434,6 +434,49 @@ func saysNothingOf(t *testing.T, text string, files map[string]string) {
 	}
 }
 
+// A secret that others can read is told, with what to do about it, and changed by nobody but a person.
+func TestASecretThatOthersCanRead(t *testing.T) {
+	dir := t.TempDir()
+	run(t, at(dir, time.Now()))
+	require.NoError(t, os.Chmod(filepath.Dir(dir), 0o755)) // or else nobody gets there
+	_, open, err := exposed(filepath.Join(dir, "tls", "ca.pem"))
+	require.NoError(t, err)
+	require.False(t, open, "it is in a folder of its owner's")
+	folders := []string{dir, filepath.Join(dir, "nats"), filepath.Join(dir, "tls"), filepath.Join(dir, "age")}
+	for _, folder := range folders {
+		require.NoError(t, os.Chmod(folder, 0o755))
+	}
+	assert.Equal(t, map[State]int{There: len(all())}, states(run(t, at(dir, time.Now()))), "the files themselves are their owner's alone")
+	for name, mode := range map[string]os.FileMode{"age/identity": 0o644, "tls/ca-key.pem": 0o640, "nats/cli.nk": 0o604, "webhook-tokens": 0o620} {
+		require.NoError(t, os.Chmod(filepath.Join(dir, name), mode))
+	}
+	files := run(t, at(dir, time.Now()))
+	require.Equal(t, map[State]int{There: len(all()) - 4, Unfit: 4}, states(files))
+	assert.Equal(t, "others on this machine can read it (mode 0644): chmod 600 "+filepath.Join(dir, "age/identity")+", and renew it if one of them may have",
+		files["age/identity"].Note)
+	out, code := lifeboat(t, "keys", "--out", dir)
+	assert.Equal(t, service.ExitFailed, code, out)
+	assert.Contains(t, out, "4 of the files in "+dir+" do not do what they are for")
+	info, err := os.Stat(filepath.Join(dir, "age", "identity"))
+	require.NoError(t, err)
+	assert.Equal(t, os.FileMode(0o644), info.Mode().Perm())
+
+	// What the folder keeps from others may be as it is: so does deploy/compose/prepare, and runs this again.
+	require.NoError(t, os.Chmod(dir, 0o700))
+	assert.Equal(t, map[State]int{There: len(all())}, states(run(t, at(dir, time.Now()))))
+	// A link is looked at where it leads to.
+	require.NoError(t, os.Chmod(dir, 0o755))
+	require.NoError(t, os.Remove(filepath.Join(dir, "webhook-tokens")))
+	require.NoError(t, os.Symlink("age/identity", filepath.Join(dir, "webhook-tokens")))
+	assert.Equal(t, Unfit, run(t, at(dir, time.Now()))["webhook-tokens"].State)
+	for name := range files {
+		if files[name].State == Unfit {
+			require.NoError(t, os.Chmod(filepath.Join(dir, name), 0o600)) // as it says
+		}
+	}
+	assert.Equal(t, map[State]int{There: len(all())}, states(run(t, at(dir, time.Now()))))
+}
+
 // A person may have what is there otherwise than it was made: with comments, spaces or quotes.
 func TestKeysConfMayBeEdited(t *testing.T) {
 	dir := t.TempDir()

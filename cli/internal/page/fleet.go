@@ -32,7 +32,9 @@ type fleet struct {
 	heard uint64
 	// caughtUp: the audit log was read up to its end.
 	caughtUp bool
-	targets  map[string]*record
+	// remade counts how often the audit log was made anew.
+	remade  int
+	targets map[string]*record
 	// alerts are the marks of rules that are not about targets, by receiver or by the alert's target.
 	alerts     map[string]*record
 	deliveries []*ops.Delivery
@@ -280,8 +282,14 @@ func (f *fleet) delivered(m *bus.Message) bool {
 func (f *fleet) forget() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.heard, f.version = 0, f.version+1
+	f.heard, f.version, f.remade = 0, f.version+1, f.remade+1
 	f.schedules, f.claims = map[string]*decision{}, map[string]*lifeboatv1.ClaimState{}
+}
+
+func (f *fleet) timesRemade() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.remade
 }
 
 // decided takes in a schedule's state.

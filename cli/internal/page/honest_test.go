@@ -312,3 +312,30 @@ func TestWhatIsNotInTheAuditLog(t *testing.T) {
 		assert.Equal(t, want, [2]string{row.Proof.None, row.Why})
 	}
 }
+
+// A canary that was taken out never arrives again, and is nobody's trouble.
+func TestACanaryThatWasTakenOut(t *testing.T) {
+	l := newTold(t, two)
+	l.cfg.Notifier.Receivers = []config.Receiver{{Name: "ops", Canary: config.Canary{Schedule: "@daily"}}, {Name: "web"}}
+	for _, receiver := range []string{"ops", "web", "left"} {
+		l.hear(30*24*time.Hour, &lifeboatv1.Event{Noun: "canary", Verb: "late", Target: receiver})
+	}
+	require.Len(t, l.view().problems, 1)
+	assert.Equal(t, "The canary of receiver ops did not arrive", l.screen(english).Problems()[0].Lines[0].Text)
+	l.cfg.Notifier.Receivers[0].Canary = config.Canary{}
+	assert.Empty(t, l.view().problems)
+}
+
+// A configuration without targets is one in which nothing is backed up: a key that was misspelt, or a file that was cut.
+func TestNoTargetIsNotWell(t *testing.T) {
+	l := newTold(t, two)
+	l.cfg.Targets = nil
+	s := l.screen(english)
+	assert.Equal(t, "unknown", s.Level())
+	assert.Equal(t, "? No target is watched – Lifeboat Beijing", s.PageTitle())
+	assert.Equal(t, "没有任何目标受到监视", l.screen(chinese).Verdict())
+	l.f.caughtUp, l.f.answered = false, time.Time{}
+	assert.Equal(t, "Reading what there is…", l.screen(english).Verdict())
+	l.f.troubles["workers"] = "denied"
+	assert.Equal(t, "red", l.screen(english).Level())
+}

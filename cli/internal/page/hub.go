@@ -13,7 +13,7 @@ const (
 	writeAtMost, writeAtLeast = 250 * time.Millisecond, 5 * time.Second
 	// restFor is how many times as long as it takes to look at the fleet it is then let be: a very large one must not take a processor.
 	restFor = 5
-	// maxViewers is how many open pages are kept up to date; others are told to come again, and reload by themselves.
+	// maxViewers is how many open pages are kept up to date as things happen; others are shown how it is now and then, see againAfter.
 	maxViewers = 256
 	// maxKept is how many different pages (languages, searches, pages of the list) are kept between two writings.
 	maxKept = 64

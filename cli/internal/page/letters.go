@@ -3,7 +3,6 @@ package page
 import (
 	"cmp"
 	"context"
-	"maps"
 	"slices"
 	"time"
 
@@ -37,12 +36,13 @@ type deadLetters struct {
 }
 
 // letterReader reads dead letters. A letter may hold a megabyte, so that those which are known are not read again, until some were
-// removed.
+// removed. What is new it looks for each time: a count alone does not tell a letter that came from one that went meanwhile.
 type letterReader struct {
-	counts map[string]uint64
-	last   uint64
-	seen   uint64
-	fullAt time.Time
+	// last is the newest one's sequence, and seen how many were read since fullAt, when all of them began to be read.
+	last, seen uint64
+	fullAt     time.Time
+	// remade is that of the fleet when they were read: another NATS counts its sequences from the beginning.
+	remade int
 	newest []letter
 }
 
@@ -51,41 +51,28 @@ func (r *letterReader) read(ctx context.Context, b reader, f *fleet) error {
 	if err != nil {
 		return err
 	}
-	if r.counts != nil && maps.Equal(counts, r.counts) {
-		return nil
-	}
 	total := uint64(0)
 	for _, n := range counts {
 		total += n
 	}
-	next := *r
-	if total < r.seen || r.fullAt.IsZero() {
-		next = letterReader{fullAt: time.Now()}
-		if time.Since(r.fullAt) < recount {
-			f.set(func() bool { f.dead.total = total; return true })
-			return nil
-		}
+	went := total < r.seen && time.Since(r.fullAt) >= recount // until then those that went are still shown
+	if remade := f.timesRemade(); went || remade != r.remade || r.fullAt.IsZero() {
+		*r = letterReader{fullAt: time.Now(), remade: remade}
 	}
-	err = b.ScanFrom(ctx, bus.StreamDead, "lifeboat.dead.>", next.last+1, func(m *bus.Message) error {
-		next.last, next.seen = max(next.last, m.Seq), next.seen+1
-		next.add(m)
+	// After an error it goes on behind what was read: there may be more of them than one question has time for.
+	err = b.ScanFrom(ctx, bus.StreamDead, "lifeboat.dead.>", r.last+1, func(m *bus.Message) error {
+		r.last, r.seen = max(r.last, m.Seq), r.seen+1
+		r.add(m)
 		return nil
 	})
 	if err != nil {
-		// The next time it goes on behind what was read: there may be more of them than one question has time for.
-		next.counts = nil
-		*r = next
 		return err
 	}
-	// One that was removed while as many came shows in the sum.
-	next.counts = counts
-	if next.seen != total {
-		next.counts = map[string]uint64{}
-	}
-	*r = next
 	f.set(func() bool {
-		f.dead = deadLetters{total: total, newest: slices.Clone(next.newest)}
-		return true
+		now := deadLetters{total: total, newest: slices.Clone(r.newest)}
+		changed := now.total != f.dead.total || !slices.Equal(now.newest, f.dead.newest)
+		f.dead = now
+		return changed
 	})
 	return nil
 }
@@ -107,4 +94,33 @@ func (r *letterReader) add(m *bus.Message) {
 	r.newest = append(r.newest, l)
 	slices.SortStableFunc(r.newest, func(a, b letter) int { return b.at.Compare(a.at) })
 	r.newest = r.newest[:min(len(r.newest), maxLetters)]
+}
+
+// letterProblem is about dead letters that nobody may have seen.
+func (f *fleet) letterProblem(v *view) {
+	fresh, newest := 0, letter{}
+	for _, l := range f.dead.newest {
+		l.red = v.now.Sub(l.at) < newLetter && !f.mended(&l)
+		v.letters = append(v.letters, l)
+		if l.red {
+			if fresh++; newest.at.IsZero() {
+				newest = l
+			}
+		}
+	}
+	if fresh > 0 {
+		v.problems = append(v.problems, problem{
+			level: red, title: func(w *words) string { return w.NewLetters }, arg: []any{fresh}, detail: newest.subject + ": " + newest.reason,
+			since: newest.at, command: "lifeboat dead list --since 24h" + v.flag,
+		})
+	}
+}
+
+// mended says whether a letter is of a job whose work has gone well since.
+func (f *fleet) mended(l *letter) bool {
+	work, target, ok := bus.ParseJobSubject(l.subject)
+	if !ok || f.targets[target] == nil {
+		return false
+	}
+	return f.targets[target].went[work].After(l.at)
 }

@@ -32,7 +32,7 @@ func newMetrics(reg prometheus.Registerer, f *fleet, now func() time.Time) *metr
 			Name: "lifeboat_page_viewers", Help: "Open pages that are kept up to date.",
 		}),
 		refused: factory.NewCounter(prometheus.CounterOpts{
-			Name: "lifeboat_page_viewers_refused_total", Help: "Open pages that were not kept up to date, because there were too many.",
+			Name: "lifeboat_page_viewers_refused_total", Help: "Times that an open page was shown how it is and told to come again, because too many are open.",
 		}),
 		renders: factory.NewCounter(prometheus.CounterOpts{
 			Name: "lifeboat_page_renders_total", Help: "How often the page looked at the whole fleet.",

@@ -70,16 +70,22 @@
     }
   }
 
+  // quiet ends what is under way: nothing of it may speak for a later connection.
+  function quiet() {
+    clearTimeout(watchdog);
+    clearTimeout(retry);
+    if (source) source.close();
+  }
+
   function lost() {
     offline.hidden = false;
     document.title = "✖ " + offline.textContent.trim().replace(/^✖\s*/, "");
-    clearTimeout(watchdog);
-    source.close();
-    clearTimeout(retry);
+    quiet();
     retry = setTimeout(connect, 1000 + 2000 * Math.random());
   }
 
   function connect() {
+    quiet();
     source = new EventSource(live);
     watchdog = setTimeout(lost, silence);
     source.addEventListener("part", (e) => {
@@ -101,10 +107,15 @@
     });
     // After an upgrade the server's style sheet and script are others.
     source.addEventListener("build", (e) => { if (e.data !== document.querySelector("script").src.split("/").pop()) location.reload(); });
+    // Too many pages are open for this one to stay connected: what it was sent is of now, and it asks again.
+    source.addEventListener("again", (e) => {
+      quiet();
+      retry = setTimeout(connect, Number(e.data) * (1 + Math.random() / 5));
+    });
     source.onerror = lost;
   }
 
   connect();
-  addEventListener("pagehide", () => source.close());
+  addEventListener("pagehide", quiet);
   addEventListener("pageshow", (e) => { if (e.persisted) connect(); });
 })();

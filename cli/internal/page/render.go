@@ -160,7 +160,7 @@ func (s *screen) level() level {
 	switch {
 	case s.v.away, len(s.v.problems) > 0:
 		return red
-	case s.v.starting:
+	case s.v.starting, len(s.v.targets) == 0:
 		return unknown
 	case s.v.counts[unknown] > 0: // nobody can say that these need no look
 		return unknown
@@ -191,6 +191,8 @@ func (s *screen) Verdict() string {
 		return fmt.Sprintf(s.W.RedMany, n)
 	case s.v.starting:
 		return s.W.Starting
+	case len(s.v.targets) == 0:
+		return s.W.NoneWatched
 	case s.v.counts[unknown] > 0:
 		return fmt.Sprintf(s.W.SomeUnknown, s.v.counts[unknown])
 	case s.v.counts[amber] > 0:

@@ -123,6 +123,7 @@ func everything(t *testing.T) *told {
   - {name: by-hand, etcd: {endpoints: ["http://10.4.0.1:2379"]}}
   - {name: etcd-lab, etcd: {endpoints: ["http://10.5.0.1:2379"]}, schedule: "@hourly", paused: true}
 `)
+	l.cfg.Notifier.Receivers = []config.Receiver{{Name: "ops-slack", Canary: config.Canary{Schedule: "@daily"}}}
 	l.committed("etcd-prod", 14*time.Hour)
 	l.hear(2*time.Hour, &lifeboatv1.Event{Noun: "snapshot", Verb: "failed", Target: "etcd-prod", Message: "no member has a leader"})
 	l.proven("etcd-prod", 5*24*time.Hour)

@@ -26,6 +26,8 @@ const (
 	// answerTimeout is how long a whole answer may take; an open page has the one above for each piece.
 	answerTimeout = 30 * time.Second
 	maxFind       = 64
+	// againAfter is when an open page comes again for which there was no place: as one without JavaScript does.
+	againAfter = 15 * time.Second
 )
 
 // policy lets the page load its own style sheet, script and icon, and nothing else. There is nothing inline in it.
@@ -40,10 +42,12 @@ type server struct {
 	// assets are the addresses of files, which change with what is in them; content is by address.
 	assets  map[string]string
 	content map[string][]byte
+	// again is againAfter; tests have less patience.
+	again time.Duration
 }
 
 func newServer(h *hub, r *renderer, log *slog.Logger) (*server, error) {
-	s := &server{hub: h, render: r, log: log, assets: map[string]string{}, content: map[string][]byte{}}
+	s := &server{hub: h, render: r, log: log, assets: map[string]string{}, content: map[string][]byte{}, again: againAfter}
 	for _, name := range []string{"page.css", "page.js", "favicon.svg"} {
 		b, err := files.ReadFile(name)
 		if err != nil {
@@ -128,34 +132,24 @@ func (s *server) asset(w http.ResponseWriter, r *http.Request) {
 
 // live sends the parts of a page as they change (server-sent events, https://html.spec.whatwg.org/multipage/server-sent-events.html):
 // "part" is a section's name in its first line and the section behind it, "now" the time and the title, "build" which script the
-// server has.
+// server has, "again" after how many milliseconds to come again, when there are too many for this one to stay.
 func (s *server) live(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // for nginx, which else keeps it back
 	if r.Method == http.MethodHead {
 		return
 	}
-	c := s.hub.join()
-	if c == nil {
-		w.Header().Set("Retry-After", "10")
-		http.Error(w, "too many pages are open", http.StatusServiceUnavailable)
-		return
-	}
-	defer s.hub.leave(c)
 	v := &viewer{server: s, w: w, out: http.NewResponseController(w), q: asked(r)}
-	alive := time.NewTicker(aliveEvery)
-	defer alive.Stop()
-	err := v.begin()
-	for err == nil {
-		err = v.send()
-		select {
-		case <-r.Context().Done():
-			return
-		case <-c:
-		case <-alive.C:
-		}
+	var err error
+	if c := s.hub.join(); c == nil {
+		err = v.once()
+	} else {
+		defer s.hub.leave(c)
+		err = v.stay(r.Context(), c)
 	}
-	s.log.DebugContext(r.Context(), "a viewer has gone", slog.Any("err", err))
+	if err != nil {
+		s.log.DebugContext(r.Context(), "a viewer has gone", slog.Any("err", err))
+	}
 }
 
 // viewer is an open page.
@@ -166,6 +160,35 @@ type viewer struct {
 	q   request
 	// last is what it was sent.
 	last *rendered
+}
+
+// stay keeps the page up to date until its viewer goes.
+func (v *viewer) stay(ctx context.Context, changed <-chan struct{}) error {
+	alive := time.NewTicker(aliveEvery)
+	defer alive.Stop()
+	err := v.begin()
+	for err == nil {
+		err = v.send()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-alive.C:
+		}
+	}
+	return err
+}
+
+// once shows how it is now to somebody for whom there is no place, who comes again.
+func (v *viewer) once() error {
+	v.hub.fresh()
+	if err := v.begin(); err != nil {
+		return err
+	}
+	if err := v.send(); err != nil {
+		return err
+	}
+	return v.write(func(b *bytes.Buffer) { message(b, "again", strconv.FormatInt(v.again.Milliseconds(), 10)) })
 }
 
 func (v *viewer) begin() error {

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/lifeboat-fleet/lifeboat/cli/internal/ops"
-	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	"github.com/lifeboat-fleet/lifeboat/fleet/config"
 )
 
@@ -318,17 +317,7 @@ func (f *fleet) fleetProblems(v *view, cfg *config.Config, overdue int) {
 		add(problem{level: red, title: func(w *words) string { return w.NoScheduler }, arg: []any{overdue}, command: "lifeboat scheduler healthcheck"})
 	}
 	f.lacking(v, cfg)
-	for _, name := range sortedKeys(f.alerts) {
-		for i := range f.rules {
-			m, holds := f.alerts[name].bad[i]
-			if rule := &f.rules[i]; holds && (rule.lasts == 0 || v.now.Sub(m.at) < rule.lasts) {
-				add(problem{
-					level: rule.level, title: rule.title, arg: []any{name}, detail: m.message, since: m.at, alert: rule.alert,
-					command: "lifeboat notify deliveries" + v.flag,
-				})
-			}
-		}
-	}
+	f.alertProblems(v, cfg)
 	if f.waiting.unrouted > 0 && v.now.Sub(f.waiting.unroutedSince) > lateAfter {
 		add(problem{
 			level: red, title: func(w *words) string { return w.Unrouted }, arg: []any{f.waiting.unrouted}, since: f.waiting.unroutedSince,
@@ -336,6 +325,29 @@ func (f *fleet) fleetProblems(v *view, cfg *config.Config, overdue int) {
 		})
 	}
 	f.stuck(v)
+}
+
+// alertProblems are about what should have been told: canaries that did not arrive, and alerts that never came.
+func (f *fleet) alertProblems(v *view, cfg *config.Config) {
+	for _, name := range sortedKeys(f.alerts) {
+		for i := range f.rules {
+			m, holds := f.alerts[name].bad[i]
+			rule := &f.rules[i]
+			if !holds || (rule.lasts > 0 && v.now.Sub(m.at) >= rule.lasts) || (rule.noun == "canary" && !hasCanary(cfg, name)) {
+				continue
+			}
+			v.problems = append(v.problems, problem{
+				level: rule.level, title: rule.title, arg: []any{name}, detail: m.message, since: m.at, alert: rule.alert,
+				command: "lifeboat notify deliveries" + v.flag,
+			})
+		}
+	}
+}
+
+// hasCanary says whether a receiver has a canary still. One that was taken out never arrives again, and so would be late for ever; the
+// notifier's alert ends likewise.
+func hasCanary(cfg *config.Config, receiver string) bool {
+	return slices.ContainsFunc(cfg.Notifier.Receivers, func(r config.Receiver) bool { return r.Name == receiver && r.Canary.Schedule != "" })
 }
 
 // stuck finds receivers for which alerts wait and nothing is told: the chat, or every notifier, is away.
@@ -349,35 +361,6 @@ func (f *fleet) stuck(v *view) {
 			})
 		}
 	}
-}
-
-// letterProblem is about dead letters that nobody may have seen.
-func (f *fleet) letterProblem(v *view) {
-	fresh, newest := 0, letter{}
-	for _, l := range f.dead.newest {
-		l.red = v.now.Sub(l.at) < newLetter && !f.mended(&l)
-		v.letters = append(v.letters, l)
-		if l.red {
-			if fresh++; newest.at.IsZero() {
-				newest = l
-			}
-		}
-	}
-	if fresh > 0 {
-		v.problems = append(v.problems, problem{
-			level: red, title: func(w *words) string { return w.NewLetters }, arg: []any{fresh}, detail: newest.subject + ": " + newest.reason,
-			since: newest.at, command: "lifeboat dead list --since 24h" + v.flag,
-		})
-	}
-}
-
-// mended says whether a letter is of a job whose work has gone well since.
-func (f *fleet) mended(l *letter) bool {
-	work, target, ok := bus.ParseJobSubject(l.subject)
-	if !ok || f.targets[target] == nil {
-		return false
-	}
-	return f.targets[target].went[work].After(l.at)
 }
 
 // lacking finds work that no worker takes.

@@ -38,7 +38,7 @@ type words struct {
 	Lang, HTMLLang, Other, OtherLang, SwitchTo string
 
 	AllWell, RedOne, RedMany, AmberOnly, SomeUnknown string
-	Starting, Summary                                string
+	Starting, NoneWatched, Summary                   string
 	Red, Amber, Good, Unknown                        string
 	WhatIsRed, NothingRed, More, Since, Runbook      string
 	Away, AwayWhy, AsOf, PageAway, Updated, Blind    string
@@ -81,7 +81,7 @@ func inEnglish() *words {
 
 		AllWell: "All is well", RedOne: "1 thing is red", RedMany: "%d things are red", AmberOnly: "Nothing is red; %d to watch",
 		SomeUnknown: "Nothing is known to be red; %d not known",
-		Starting:    "Reading what there is…", Summary: "Targets: %d red, %d to watch, %d not known, %d well",
+		Starting:    "Reading what there is…", NoneWatched: "No target is watched", Summary: "Targets: %d red, %d to watch, %d not known, %d well",
 		Red: "red", Amber: "watch", Good: "well", Unknown: "not known",
 		WhatIsRed: "What is red", NothingRed: "Nothing is red.", More: "and %d more, below", Since: "since %s", Runbook: "Runbook",
 		Away: "NATS does not answer since %s. What stands below is of then, and may be wrong by now.", AwayWhy: "Why", AsOf: "as of %s",
@@ -132,7 +132,7 @@ func inChinese() *words {
 
 		AllWell: "一切正常", RedOne: "1 项告急", RedMany: "%d 项告急", AmberOnly: "没有告急；%d 项需留意",
 		SomeUnknown: "没有已知的告急；%d 项未知",
-		Starting:    "正在读取现状…", Summary: "目标：%d 个告急，%d 个需留意，%d 个未知，%d 个正常",
+		Starting:    "正在读取现状…", NoneWatched: "没有任何目标受到监视", Summary: "目标：%d 个告急，%d 个需留意，%d 个未知，%d 个正常",
 		Red: "告急", Amber: "留意", Good: "正常", Unknown: "未知",
 		WhatIsRed: "告急事项", NothingRed: "没有告急事项。", More: "另有 %d 项，见下", Since: "自 %s", Runbook: "处置手册",
 		Away: "NATS 自 %s 起没有应答。下面是那时的状态，现在可能已不准确。", AwayWhy: "原因", AsOf: "截至 %s",

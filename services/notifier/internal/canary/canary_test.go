@@ -381,6 +381,28 @@ func TestReload(t *testing.T) {
 	})
 }
 
+// A receiver without a canary has no metrics of one, also when its last one was late: LifeboatCanaryLateUnreported would never end.
+func TestACanaryThatWasTakenOutHasNoMetrics(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLog(t)
+		r := start(t, l, receivers("0 * * * *", "0 * * * *"))
+		pass(first + time.Second)
+		l.ends("delivered", "r2", 1)
+		pass(20 * time.Minute)
+		require.InDelta(t, 1, testutil.ToFloat64(r.metrics.late.WithLabelValues("r1")), 0)
+		r.reload(receivers("", ""))
+		pass(time.Second)
+		after := start(t, l, receivers("", "")) // a new process knows of them by the log only
+		pass(time.Hour)
+		for _, c := range []*replica{r, after} {
+			for _, metric := range []prometheus.Collector{c.metrics.late, c.metrics.sent, c.metrics.delivered} {
+				assert.Zero(t, testutil.CollectAndCount(metric))
+			}
+		}
+	})
+}
+
 func TestAClockThatIsSet(t *testing.T) {
 	t.Parallel()
 	schedule, err := config.ParseSchedule("0 * * * *", "UTC")

@@ -121,6 +121,9 @@ func TestTheFallbackTakesOver(t *testing.T) {
 		assert.Contains(t, m.notice.Late, "503")
 	}
 	// The first one is well again and hears that it has ended. So does who was told that it fires.
+	// What comes in the same turn, or while the chat is left alone, would be handed on as well: by this clock it is eleven minutes old.
+	l.waitQueued(0)
+	l.pass(time.Minute)
 	l.chat.rule(nil)
 	l.send("g", alert("A", "resolved", "critical"))
 	l.wait("the end in both", func() bool {

@@ -130,6 +130,22 @@ func TestATargetThatWasTakenOutIsNoAlert(t *testing.T) {
 	assert.Equal(t, "LifeboatJobRejected", alerts[0].Name)
 }
 
+// A receiver whose canary was taken out, or that is gone itself, never takes one again: its last one would be late for ever.
+func TestACanaryThatWasTakenOutIsNoAlert(t *testing.T) {
+	t.Parallel()
+	s := newState()
+	for i, receiver := range []string{"ops", "web", "left"} {
+		s.apply(uint64(i+1), t0, event("canary", "late", receiver, 1), trace.SpanContext{})
+	}
+	cfg := &config.Config{Notifier: config.Notifier{Receivers: []config.Receiver{{Name: "ops", Canary: config.Canary{Schedule: "@daily"}}, {Name: "web"}}}}
+	alerts := s.alerts(at(60*24*60), cfg)
+	require.Len(t, alerts, 1)
+	assert.Equal(t, "ops", alerts[0].Target)
+	assert.True(t, alerts[0].Firing)
+	cfg.Notifier.Receivers[0].Canary = config.Canary{}
+	assert.Empty(t, s.alerts(at(60*24*60), cfg))
+}
+
 // stream is a bus whose follower the test feeds.
 type stream struct {
 	mu       sync.Mutex

@@ -181,14 +181,16 @@ func (p *pair) alert(now time.Time, cfg *config.Config) (Alert, bool) {
 	return a, true
 }
 
-// gone: the target, or a canary's receiver, was taken out of the configuration, so nothing will ever be good again. A rejected job is often one
+// gone: the target, or a receiver's canary, was taken out of the configuration, so nothing will ever be good again. A rejected job is often one
 // for a target that does not exist, and says so for its quarter of an hour.
 func (p *pair) gone(cfg *config.Config) bool {
 	if p.rule.lasts > 0 || (len(cfg.Targets) == 0 && p.rule.noun != "canary") {
 		return false
 	}
 	if p.rule.noun == "canary" {
-		return !slices.ContainsFunc(cfg.Notifier.Receivers, func(r config.Receiver) bool { return r.Name == p.target })
+		return !slices.ContainsFunc(cfg.Notifier.Receivers, func(r config.Receiver) bool {
+			return r.Name == p.target && r.Canary.Schedule != ""
+		})
 	}
 	_, known := cfg.Target(p.target)
 	return !known
