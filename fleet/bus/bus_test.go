@@ -328,7 +328,8 @@ func TestAHandedBackJobGoesOnAtOnce(t *testing.T) {
 		return nil
 	}
 	start(t, connect(t, s.URL(), "other"), c)
-	assert.Equal(t, int64(2), receive(t, again), "well before AckWait")
+	// Well before AckWait. The one that stops may be handed it once more before NATS hears that it stops, and gives it back at once.
+	assert.Contains(t, []int64{2, 3}, receive(t, again))
 }
 
 func TestAStateIsWrittenByOneOnly(t *testing.T) {
