@@ -42,6 +42,12 @@ test: ## Every test but the slow ones; builds the real servers on first use
 	@tools/build consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl nats promtool
 	@for m in $(MODULES); do echo "== $$m"; (cd $$m && go test -race -p 1 -timeout 15m ./...); done
 
+.PHONY: test-ci
+test-ci: ## The same for CI: a test that fails runs once more and is named in the end, unless it found a race or is one of more than three
+	@tools/build consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl nats promtool gotestsum
+	@for m in $(MODULES); do echo "== $$m"; (cd $$m && $(CURDIR)/.bin/gotestsum --format standard-quiet --hide-summary skipped \
+		--rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-abort-on-data-race --packages ./... -- -race -p 1 -timeout 15m); done
+
 .PHONY: e2e
 e2e: ## The slow tests: the whole demo on real Consul and Nomad, and services killed as processes
 	@tools/build syft goreleaser consul nomad alertmanager amtool nats-server etcd etcdctl etcdutl docker-compose versitygw nats promtool vault traefik
