@@ -23,9 +23,11 @@ package deliver
 //
 // A bot's chat has one message for each group, which stands for all of it: it fires while anything fires that the group's state knows,
 // also what came in another part of the webhook or flaps, unless Alertmanager said since that the whole group has ended, or a day went by
-// without a word of it. A digest is a message of its own; afterwards those of its groups are brought up to date, as their own budget has room
-// and without ringing anybody. What of that is left when a process ends stays as it was until the group's next news. So does the
-// message of a group of which the end was handed on: the fallback tells it, and the first chat did not answer.
+// without a word of it. A digest is a message of its own; afterwards those of its groups are brought up to date, beside the queue, as their
+// own budget has room and without ringing anybody. What of that is left when a process ends, or is more than 400 messages, stays as
+// it was until the group's next news. So does the message of a group of which the end was handed on: the fallback tells it, and the first
+// chat did not answer. And what Alertmanager leaves out of a group for a while, because it is inhibited or silenced, does not fire there
+// until the next change or repeat says that it does.
 //
 // A delivery that is not the head is deleted from the stream once it is done, the head is acknowledged.
 //

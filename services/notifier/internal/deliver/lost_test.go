@@ -90,7 +90,7 @@ func TestWhatFlapsDoesNotWaitForATimeInterval(t *testing.T) {
 	l.run("n1")
 	l.waitEnded(map[string]int{"delivered": 1})
 	assert.Contains(t, l.chat.titles()[0], "Flaps")
-	assert.Equal(t, uint64(1), l.held())
+	l.wait("that it is held no more", func() bool { return l.held() == 1 })
 }
 
 func muting(notifier string) string {

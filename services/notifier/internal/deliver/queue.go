@@ -31,8 +31,8 @@ type queue struct {
 	// failures in a row, and until when the chat is left alone because of them.
 	failures  int64
 	notBefore time.Time
-	// outdated are messages of groups that a digest told news of.
-	outdated []outdated
+	// edits brings up to date the messages of groups that a digest told news of.
+	edits *edits
 	// unsaved are groups that were told and whose state could not be written, by subject.
 	unsaved map[string]unsaved
 	// doubted is until when something may have been told without a record of it.
@@ -48,6 +48,15 @@ type busyError struct{ wait time.Duration }
 
 func (e *busyError) Error() string {
 	return fmt.Sprintf("no room for another message for %s", e.wait.Round(time.Millisecond))
+}
+
+// asBusy says whether an error is a busyError, and until when there is no room.
+func asBusy(err error) (wait time.Duration, ok bool) {
+	busy, ok := errors.AsType[*busyError](err)
+	if !ok {
+		return 0, false
+	}
+	return max(busy.wait, time.Millisecond), true
 }
 
 // chatError is what a chat answered. Every other error is about NATS, or ours, and says nothing about the chat.
@@ -70,6 +79,13 @@ type turn struct {
 	begun []*item
 	// sent says that the chat took something.
 	sent bool
+	// outdated are messages of groups that the unit's digest told news of.
+	outdated []*outdated
+	// posted is the event's message of which a part failed, and of which unit it is: the group keeps no note of it.
+	posted   notice.Ref
+	postedOf string
+	// quiet is a change that tells nobody anything: it leaves more room to others.
+	quiet bool
 }
 
 // handle does the head, and before it what is more urgent. It returns when the head is done: nil, or bus.Terminal to make it a
@@ -120,7 +136,6 @@ func (t *turn) run(ctx context.Context) error {
 		u := unit{items: []*item{t.head}, critical: t.head.critical}
 		err := t.do(ctx, u)
 		if err == nil {
-			t.freshen(ctx)
 			return t.well(ctx)
 		}
 		if err = t.judge(ctx, u, err); err != nil {
@@ -137,9 +152,6 @@ func (t *turn) run(ctx context.Context) error {
 		if err := t.step(ctx); err != nil {
 			return err
 		}
-	}
-	if t.backlog.empty() {
-		t.freshenAll(ctx)
 	}
 	if t.backlog.empty() {
 		t.backlog = nil
@@ -176,7 +188,6 @@ func (t *turn) step(ctx context.Context) error {
 		}
 	}
 	t.sent, t.begun = t.sent || before, nil
-	t.freshen(ctx)
 	return nil
 }
 

@@ -123,9 +123,15 @@ func (d *Deliverer) orphaned(ctx context.Context, subject string) bool {
 func (d *Deliverer) start(ctx context.Context, name string, failed chan<- error) *worker {
 	ctx, cancel := context.WithCancel(ctx)
 	w := &worker{cancel: cancel, done: make(chan struct{})}
-	q := &queue{d: d, name: name}
+	q := &queue{d: d, name: name, edits: newEdits(d, name)}
+	edited := make(chan struct{})
+	go func() {
+		defer close(edited)
+		q.edits.run(ctx)
+	}()
 	go func() {
 		defer close(w.done)
+		defer func() { <-edited }()
 		err := d.o.Bus.Consume(ctx, bus.Consumer{
 			Stream: bus.StreamAlerts, Durable: "deliver-" + name, Filter: bus.DeliverySubject(name), Also: []string{bus.CriticalSubject(name)},
 			// Who holds the head owns the queue (doc.go).

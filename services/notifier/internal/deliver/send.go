@@ -52,6 +52,7 @@ func (t *turn) do(ctx context.Context, u unit) error {
 }
 
 func (t *turn) done(ctx context.Context, u unit) error {
+	t.outdated = nil
 	all, err := t.fold(ctx, u)
 	if err != nil {
 		return err
@@ -76,6 +77,7 @@ func (t *turn) done(ctx context.Context, u unit) error {
 			return err
 		}
 	}
+	t.edits.add(ctx, t.outdated)
 	return nil
 }
 
@@ -150,13 +152,13 @@ func (t *turn) tell(ctx context.Context, u unit, news []*told) error {
 		return &chatError{bus.Terminal("render", err)}
 	}
 	n.Critical = n.Critical || u.critical || u.reserve
-	t.current(news[0])
+	t.overtake(news[0])
 	return t.send(ctx, u, news[0], t.sender.Split(n), place(news[0]))
 }
 
 func (t *turn) tellDigest(ctx context.Context, u unit, news []*told, inputs []render.Input, trouble string) error {
 	for _, g := range news {
-		t.current(g)
+		t.overtake(g)
 		if fresh(g) {
 			g.state.Message = nil // the one that it had is of something that is over, and nobody would see it change
 		}
@@ -171,10 +173,21 @@ func (t *turn) tellDigest(ctx context.Context, u unit, news []*told, inputs []re
 			continue
 		}
 		if n, err := t.c.renderer.Message(inputs[i]); err == nil { // which a digest has shown it to be
-			t.outdate(g, n)
+			// That it is told at this time is recorded before anybody changes the message.
+			n.Quiet, n.Critical, n.Mentions = true, false, nil
+			t.outdated = append(t.outdated, &outdated{
+				subject: g.subject, notice: n, ref: refOf(g.state), toldAt: g.result.Group.GetToldAt().AsTime(), since: t.d.o.Now(),
+			})
 		}
 	}
 	return nil
+}
+
+// overtake leaves a group's message to the news that are told now.
+func (t *turn) overtake(g *told) {
+	if !events(g) {
+		t.edits.overtake(g.subject, fresh(g))
+	}
 }
 
 // input is what the renderer needs of a group.
@@ -233,6 +246,10 @@ func (t *turn) send(ctx context.Context, u unit, g *told, parts []notice.Notice,
 			before.Resumed = true
 		}
 	}
+	if !u.digest && events(g) && t.postedOf == id {
+		before = t.posted
+		before.Resumed = true
+	}
 	for i := done; i < len(parts); i++ {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -242,7 +259,11 @@ func (t *turn) send(ctx context.Context, u unit, g *told, parts []notice.Notice,
 			place = before
 		}
 		ref, err := t.sendPart(ctx, parts[i], place)
-		if i == 0 && ref.ID != "" && !u.digest && !events(g) {
+		switch {
+		case i > 0 || ref.ID == "" || u.digest:
+		case events(g):
+			t.posted, t.postedOf = ref, id
+		default:
 			g.state.Message = messageOf(ref)
 		}
 		sent := i
@@ -312,6 +333,9 @@ func updates(rule budget.Rule) budget.Rule {
 	return budget.Rule{Messages: 45, Per: time.Minute, Reserve: 10}
 }
 
+// quietReserve is how many of them are not for changes that tell nobody anything.
+const quietReserve = 15
+
 // sendPart sends one message.
 func (t *turn) sendPart(ctx context.Context, n notice.Notice, before notice.Ref) (notice.Ref, error) {
 	first := notice.Post
@@ -361,6 +385,9 @@ func (t *turn) take(ctx context.Context, call notice.Call, critical bool) (wait 
 	key, rule := t.key, t.rule
 	if call == notice.Update {
 		key, rule = key+updatesKey, updates(rule)
+		if t.quiet && rule.Messages > 0 {
+			rule.Reserve = quietReserve
+		}
 	}
 	if wait, err = t.d.o.Budgets.Take(ctx, key, rule, critical); err != nil {
 		return 0, fmt.Errorf("asking for room at %s: %w", t.name, err)

@@ -1,16 +1,11 @@
 package deliver
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"log/slog"
 	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/lifeboat-fleet/lifeboat/fleet/bus"
 	lifeboatv1 "github.com/lifeboat-fleet/lifeboat/proto/lifeboat/v1"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/fold"
 	"github.com/lifeboat-fleet/lifeboat/services/notifier/internal/notice"
@@ -92,96 +87,4 @@ func (g *told) stillFires(now time.Time) int {
 		}
 	}
 	return max(count-nameless, 0)
-}
-
-// outdated is the message of a group of which a digest told news. It has to show them too, or what has ended is red there for ever.
-type outdated struct {
-	subject string
-	notice  notice.Notice
-	ref     notice.Ref
-	// toldAt is the group's once the digest is recorded; with another one the message is somebody else's business.
-	toldAt time.Time
-	// left says that the group has another message now, so that nobody else changes this one.
-	left  bool
-	tries int
-}
-
-// maxOutdated bounds what is kept of them in memory: each holds what it will show.
-const maxOutdated = 400
-
-// outdate notes that a group's message has to be brought up to date.
-func (t *turn) outdate(g *told, n notice.Notice) {
-	n.Quiet, n.Mentions = true, nil
-	t.outdated = t.outdated[max(len(t.outdated)-maxOutdated+1, 0):]
-	t.outdated = append(t.outdated, outdated{subject: g.subject, notice: n, ref: refOf(g.state), toldAt: g.result.Group.GetToldAt().AsTime()})
-}
-
-// current forgets that, because newer news change the group's message. One that they leave behind, because they are posted, still has to
-// be brought up to date: all that it shows has ended.
-func (t *turn) current(g *told) {
-	if events(g) {
-		return
-	}
-	left := fresh(g)
-	for i := range t.outdated {
-		o := &t.outdated[i]
-		o.left = o.left || left && o.subject == g.subject
-	}
-	t.outdated = slices.DeleteFunc(t.outdated, func(o outdated) bool { return o.subject == g.subject && !o.left })
-}
-
-// freshen brings messages up to date as far as there is room for it. It returns when to go on; 0: there is nothing left to do. People have
-// been told, so nothing waits for this, and what goes wrong is only logged.
-func (t *turn) freshen(ctx context.Context) (wait time.Duration) {
-	for len(t.outdated) > 0 && ctx.Err() == nil && t.key != "" {
-		o := &t.outdated[0]
-		err := t.update(ctx, o)
-		if busy, ok := errors.AsType[*busyError](err); ok {
-			return busy.wait
-		}
-		if err != nil {
-			t.d.o.Logger.WarnContext(ctx, "could not bring a group's message up to date after a digest", slog.String("receiver", t.name), slog.Any("err", err))
-			if o.tries++; o.tries < outdatedTries {
-				return lookAgain
-			}
-		}
-		t.outdated = t.outdated[1:]
-	}
-	return 0
-}
-
-// outdatedTries is how often it is tried to bring a message up to date.
-const outdatedTries = 3
-
-func (t *turn) update(ctx context.Context, o *outdated) error {
-	now := &lifeboatv1.Group{}
-	if _, _, err := t.d.o.Bus.Last(ctx, bus.StreamAlerts, o.subject, now); err != nil {
-		return fmt.Errorf("reading what %s was told: %w", t.name, err)
-	}
-	if !o.left && (now.GetMessage().GetId() != o.ref.ID || !now.GetToldAt().AsTime().Equal(o.toldAt)) {
-		return nil
-	}
-	_, err := t.sendPart(ctx, o.notice, o.ref)
-	if after, told := bus.RetryDelay(err); told {
-		if failed := t.d.o.Budgets.Pause(ctx, t.key+updatesKey, t.d.o.Now().Add(after), err.Error()); failed != nil {
-			return fmt.Errorf("pausing the changes of %s: %w", t.name, failed)
-		}
-	}
-	return err
-}
-
-// freshenFor is how long the end of a turn is put off for that: the head looks as if it waited.
-const freshenFor = 5 * time.Minute
-
-// freshenAll waits for room until all messages are up to date, as long as nothing else has come.
-func (t *turn) freshenAll(ctx context.Context) {
-	for since := t.d.o.Now(); t.d.o.Now().Sub(since) < freshenFor; {
-		wait := t.freshen(ctx)
-		if wait == 0 || wait > time.Minute || t.sleep(ctx, min(wait, time.Second)) != nil {
-			return
-		}
-		if err := t.backlog.read(ctx, t.d.o.Bus); err != nil || !t.backlog.empty() {
-			return
-		}
-	}
 }

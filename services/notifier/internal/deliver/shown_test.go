@@ -154,54 +154,109 @@ func TestADigestBringsTheMessagesOfItsGroupsUpToDate(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, strings.Replace(one, "-1", "1000, per: 1m, reserve: 10", 1))
 	l.run("n1")
-	const groups = 38 // of 45 changes a minute, 10 are kept for critical ones
+	const groups = 38 // of 45 changes a minute, 15 are for those that tell something
+	var quiet atomic.Int64
+	l.digest(groups, func() error {
+		if quiet.Add(1) == 1 {
+			return errors.New("the chat answered 502")
+		}
+		return nil
+	})
+	l.wait("the first messages", func() bool { return len(l.red()) == groups-29 }) // one was tried twice
+	l.waitQueued(0)
+	// What comes now does not wait for the rest, and leaves nothing red behind it.
+	name := l.red()[0].Items[0].Name
+	again := alert(name, "firing", "warning")
+	again.StartsAt.Seconds += 7200
+	l.send("g"+strings.TrimPrefix(name, "A"), again)
+	l.wait("it fires again", func() bool { return len(l.shown()) == groups+2 })
+	assert.Greater(t, len(l.red()), 1)
+	// The rest follows though nothing else comes.
+	l.pass(2 * time.Minute)
+	l.wait("all messages", func() bool { return len(l.red()) == 1 })
+	assert.Equal(t, name, l.red()[0].Items[0].Name)
+	assert.Equal(t, notice.Resolved, l.shown()[l.state("g0").GetMessage().GetId()].Status, "it is still its group's message")
+	for _, n := range l.shown() {
+		assert.False(t, n.Quiet && (n.Status != notice.Resolved || len(n.Mentions) > 0))
+	}
+}
+
+// digest has a digest tell the ends of groups that were told to fire. quiet answers the changes of their messages that follow.
+func (l *lab) digest(groups int, quiet func() error) {
+	l.t.Helper()
 	for i := range groups {
 		l.send(fmt.Sprint("g", i), alert(fmt.Sprint("A", i), "firing", "warning"))
 	}
 	l.waitEnded(map[string]int{"delivered": groups})
-	require.Len(t, l.shown(), groups)
+	require.Len(l.t, l.shown(), groups)
 	l.chat.rule(func(string, notice.Notice) error { return errors.New("the chat answered 500") })
 	n := l.chat.requests()
 	for i := range groups {
 		l.send(fmt.Sprint("g", i), alert(fmt.Sprint("A", i), "resolved", "warning"))
 	}
 	l.wait("an attempt", func() bool { return l.chat.requests() > n })
-	l.waitQueued(groups)
+	l.waitQueued(uint64(groups))
 	l.pass(20 * time.Minute)
-	var quiet atomic.Int64
 	l.chat.rule(func(_ string, n notice.Notice) error {
-		if n.Quiet && quiet.Add(1) == 1 {
-			return errors.New("the chat answered 502")
+		if n.Quiet {
+			return quiet()
 		}
 		return nil
 	})
-	red := func() (all []notice.Notice) {
-		for _, n := range l.shown() {
-			if n.Status == notice.Firing {
-				all = append(all, n)
-			}
-		}
-		return all
-	}
-	l.wait("the first messages", func() bool { return len(red()) == groups-34 }) // one was tried twice
-	require.NotEmpty(t, red(), "more changes than Slack takes")
-	// What comes now does not wait for the rest, and leaves nothing red behind it.
-	name := red()[0].Items[0].Name
-	again := alert(name, "firing", "warning")
-	again.StartsAt.Seconds += 7200
-	l.send("g"+strings.TrimPrefix(name, "A"), again)
-	l.wait("it fires again", func() bool { return len(l.shown()) == groups+2 })
-	assert.Greater(t, len(red()), 1)
-	l.pass(2 * time.Minute)
-	l.send("h", alert("H", "firing", "warning"))
-	l.wait("all messages", func() bool { return len(l.shown()) == groups+3 && len(red()) == 2 })
-	assert.Equal(t, notice.Resolved, l.shown()[l.state("g0").GetMessage().GetId()].Status, "it is still its group's message")
+}
+
+// red are the messages that say that something fires.
+func (l *lab) red() (all []notice.Notice) {
 	for _, n := range l.shown() {
-		assert.False(t, n.Quiet && (n.Status != notice.Resolved || len(n.Mentions) > 0))
+		if n.Status == notice.Firing {
+			all = append(all, n)
+		}
 	}
-	for _, n := range red() {
-		assert.Contains(t, []string{name, "H"}, n.Items[0].Name)
+	return all
+}
+
+// Nobody waits for the changes that follow a digest, also when the chat takes none of them; and what it did not take it shows once it
+// takes them again.
+func TestNobodyWaitsForTheChangesAfterADigest(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, strings.Replace(one, "-1", "1000, per: 1m, reserve: 10", 1))
+	l.run("n1")
+	const groups = 4
+	var began atomic.Int64
+	hangs := make(chan struct{})
+	l.digest(groups, func() error {
+		began.Add(1)
+		<-hangs
+		return errors.New("the chat answered 503")
+	})
+	l.wait("a change", func() bool { return began.Load() == 1 })
+	for i := range 3 {
+		l.send(fmt.Sprint("crit", i), alert(fmt.Sprint("C", i), "firing", "critical"))
 	}
+	l.wait("the critical ones", func() bool { return len(l.red()) == groups+3 })
+	close(hangs)
+	l.wait("another try", func() bool { return began.Load() > 1 })
+	l.chat.rule(nil)
+	l.pass(time.Hour)
+	l.wait("green", func() bool { return len(l.red()) == 3 })
+}
+
+// The message of an event stands there once, also when its details could not be posted at first.
+func TestAnEventIsPostedOnce(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, one)
+	l.run("n1")
+	var tries atomic.Int64
+	l.chat.rule(func(string, notice.Notice) error {
+		if tries.Add(1) <= 2 {
+			return errors.New("the thread failed")
+		}
+		return nil
+	})
+	l.send("g", alert("Passed", "event", "info"))
+	l.waitEnded(map[string]int{"delivered": 1})
+	assert.EqualValues(t, 3, tries.Load())
+	assert.Len(t, l.shown(), 1)
 }
 
 // The second event of a kind changed the message of the first one, which nobody notices.

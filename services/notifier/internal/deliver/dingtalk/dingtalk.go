@@ -67,7 +67,10 @@ func (s *Sender) Split(n notice.Notice) []notice.Notice { return s.split(n, maxB
 
 // Send implements deliver.Sender. A message that the robot finds too long, though it is within the limit, is halved once; a later
 // attempt sends both halves again. There is no Ref: what a robot has sent cannot be changed.
-func (s *Sender) Send(ctx context.Context, n notice.Notice, _ notice.Ref, take notice.Take) (notice.Ref, error) {
+func (s *Sender) Send(ctx context.Context, n notice.Notice, before notice.Ref, take notice.Take) (notice.Ref, error) {
+	if n.Quiet { // it is of a Slack bot that this receiver was
+		return before, nil
+	}
 	body, err := s.encode(n, maxBytes)
 	if err != nil {
 		return notice.Ref{}, bus.Terminal("dingtalk_encode", err)

@@ -96,6 +96,9 @@ func (s *Sender) Send(ctx context.Context, n notice.Notice, before notice.Ref, t
 	if s.o.BotToken != nil && s.o.WebhookURL == nil {
 		return s.sendBot(ctx, n, before, take)
 	}
+	if n.Quiet { // what a webhook has posted cannot be changed: the group's message is of the bot that this receiver was
+		return before, nil
+	}
 	return notice.Ref{}, s.sendWebhook(ctx, n, take)
 }
 
