@@ -83,25 +83,29 @@ func (t Target) Upcoming(s Schedule, from, to time.Time) iter.Seq[Tick] {
 	}
 }
 
-// Over how much LongestGap looks: a year of a monthly line, and a whole week also of one whose ticks are dense, unless they are denser than
-// one in four minutes.
+// Over how much LongestGap looks before and after: a year of a monthly line, and a whole week also of one whose ticks are dense, unless
+// they are denser than one in four minutes.
 const (
 	gapTicks = 12
 	gapSpan  = 8 * 24 * time.Hour
 	gapLimit = 3000
 )
 
-// LongestGap is the longest time between two ticks after from that lie in no blackout, of those to come soon: "hourly on weekdays" has one
-// of three days. 0 when there are no two.
-func (t Target) LongestGap(s Schedule, from time.Time) time.Duration {
+// LongestGap is the longest time between two ticks around a moment that lie in no blackout, of the last week and of those to come soon:
+// "hourly on weekdays" has one of two days, and a gap that a blackout makes counts while it is under way. 0 when there are no two.
+func (t Target) LongestGap(s Schedule, around time.Time) time.Duration {
 	table, err := t.Timetable(s)
 	if err != nil {
 		return 0 // Load refuses such a line
 	}
-	longest, last, seen := time.Duration(0), time.Time{}, 0
+	return max(t.gapAfter(table, around.Add(-gapSpan)), t.gapAfter(table, around))
+}
+
+func (t Target) gapAfter(table cron.Schedule, from time.Time) (longest time.Duration) {
+	last, seen := time.Time{}, 0
 	at := from
 	for range gapLimit {
-		if at = table.Next(at); at.IsZero() || (seen > gapTicks && at.Sub(from) > gapSpan) {
+		if at = table.Next(at); at.IsZero() {
 			break
 		}
 		if t.BlackedOut(at) {
@@ -111,7 +115,9 @@ func (t Target) LongestGap(s Schedule, from time.Time) time.Duration {
 			longest = max(longest, at.Sub(last))
 		}
 		last = at
-		seen++
+		if seen++; seen > gapTicks && at.Sub(from) > gapSpan {
+			break
+		}
 	}
 	return longest
 }

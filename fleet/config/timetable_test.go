@@ -185,6 +185,17 @@ func TestLongestGap(t *testing.T) {
 	}
 	monday := at(t, "2026-11-23T01:00:00Z")
 	assert.Equal(t, 2*day+time.Hour, config.Target{Blackout: weekends}.LongestGap(config.Schedule{Line: "0 * * * *"}, monday))
+	freeze := []config.Blackout{{TimeInterval: timeinterval.TimeInterval{
+		DaysOfMonth: []timeinterval.DayOfMonthRange{{InclusiveRange: timeinterval.InclusiveRange{Begin: -3, End: -1}}},
+	}}}
+	for moment, want := range map[string]time.Duration{
+		"2026-11-09T01:00:00Z": time.Hour, "2026-11-24T01:00:00Z": 73 * time.Hour,
+		"2026-11-29T01:00:00Z": 73 * time.Hour, // in the middle of it
+		"2026-12-05T01:00:00Z": 73 * time.Hour, "2026-12-12T01:00:00Z": time.Hour,
+	} {
+		gap := config.Target{Blackout: freeze}.LongestGap(config.Schedule{Line: "0 * * * *"}, at(t, moment))
+		assert.Equal(t, want, gap, moment)
+	}
 	always := []config.Blackout{{}}
 	assert.Zero(t, config.Target{Blackout: always}.LongestGap(config.Schedule{Line: "0 * * * *"}, monday))
 }

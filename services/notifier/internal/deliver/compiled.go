@@ -3,6 +3,7 @@ package deliver
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"time"
 
@@ -15,8 +16,9 @@ import (
 // compiled is what is made of one configuration: it costs more than a delivery.
 type compiled struct {
 	cfg *config.Config
-	// since is when it came into force here.
-	since     time.Time
+	// began is when this process had its first configuration, and gone when it lost a receiver that it had.
+	began     time.Time
+	gone      map[string]time.Time
 	tree      *route.Tree
 	renderer  *render.Renderer
 	receivers map[string]config.Receiver
@@ -42,10 +44,19 @@ func (d *Deliverer) current() (*compiled, error) {
 		d.o.Logger.Error("a receiver's template is broken; it gets the default message", slog.Any("err", err))
 	}
 	c := &compiled{
-		cfg: cfg, since: d.o.Now(), tree: tree, renderer: renderer, receivers: map[string]config.Receiver{}, senders: map[string]Sender{},
+		cfg: cfg, began: d.o.Now(), gone: map[string]time.Time{}, tree: tree, renderer: renderer,
+		receivers: map[string]config.Receiver{}, senders: map[string]Sender{},
+	}
+	if old := d.compiled; old != nil {
+		for name := range old.receivers {
+			c.gone[name] = c.began
+		}
+		maps.Copy(c.gone, old.gone)
+		c.began = old.began
 	}
 	for _, r := range cfg.Notifier.Receivers {
 		c.receivers[r.Name] = r
+		delete(c.gone, r.Name)
 		if old := d.compiled; old != nil && reflect.DeepEqual(old.receivers[r.Name], r) && old.senders[r.Name] != nil {
 			if _, failed := old.senders[r.Name].(broken); !failed {
 				c.senders[r.Name] = old.senders[r.Name]
@@ -82,13 +93,17 @@ func (c *compiled) receiver(name string, stored, now time.Time) (config.Receiver
 		return r, c.senders[name], nil
 	}
 	err := fmt.Errorf("no receiver is named %q in this notifier's configuration", name)
-	if c.orphaned(stored, now) {
+	if c.orphaned(name, stored, now) {
 		return r, nil, bus.Terminal("unknown_receiver", err)
 	}
 	return r, nil, fmt.Errorf("%w; another notifier's may have it", err)
 }
 
 // orphaned says whether no other notifier is to be expected that knows the receiver of a message.
-func (c *compiled) orphaned(stored, now time.Time) bool {
-	return now.Sub(stored) >= unknownFor && now.Sub(c.since) >= unknownFor
+func (c *compiled) orphaned(name string, stored, now time.Time) bool {
+	missing, ok := c.gone[name]
+	if !ok {
+		missing = c.began
+	}
+	return now.Sub(stored) >= unknownFor && now.Sub(missing) >= unknownFor
 }

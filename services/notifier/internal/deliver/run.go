@@ -97,7 +97,7 @@ func (d *Deliverer) receivers(ctx context.Context, cfg *config.Config) []string 
 			d.o.Logger.ErrorContext(ctx, "deliveries wait for what cannot be a receiver", slog.String("subject", subject))
 			continue
 		}
-		if !slices.Contains(names, name) && d.orphaned(ctx, subject) {
+		if !slices.Contains(names, name) && d.orphaned(ctx, name, subject) {
 			names = append(names, name)
 		}
 	}
@@ -105,7 +105,7 @@ func (d *Deliverer) receivers(ctx context.Context, cfg *config.Config) []string 
 }
 
 // orphaned says whether the oldest delivery of a subject has waited for so long that no other notifier takes it.
-func (d *Deliverer) orphaned(ctx context.Context, subject string) bool {
+func (d *Deliverer) orphaned(ctx context.Context, name, subject string) bool {
 	c, err := d.current()
 	if err != nil {
 		return false // whoever routes says so
@@ -113,7 +113,7 @@ func (d *Deliverer) orphaned(ctx context.Context, subject string) bool {
 	m, err := d.o.Bus.First(ctx, bus.StreamAlerts, subject)
 	switch {
 	case err == nil:
-		return c.orphaned(m.Stored, d.o.Now())
+		return c.orphaned(name, m.Stored, d.o.Now())
 	case !errors.Is(err, bus.ErrNoMessage) && ctx.Err() == nil:
 		d.o.Logger.WarnContext(ctx, "could not look at waiting deliveries; will look again", slog.String("subject", subject), slog.Any("err", err))
 	}

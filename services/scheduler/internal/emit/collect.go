@@ -20,7 +20,7 @@ type collector struct {
 
 	mu sync.Mutex
 	// gaps are the longest ones between coming ticks. Targets share what they have alike.
-	gaps map[gapKey]float64
+	gaps map[gapKey]gap
 }
 
 func newCollector(e *Emitter) *collector {
@@ -32,8 +32,8 @@ func newCollector(e *Emitter) *collector {
 		paused: prometheus.NewDesc("lifeboat_schedule_paused",
 			"1 while the schedule is paused, by a person or by the configuration, else 0.", labels, nil),
 		interval: prometheus.NewDesc("lifeboat_schedule_interval_seconds",
-			"The longest time between two coming ticks outside of blackouts. Absent for a schedule that has no two further ticks.", labels, nil),
-		gaps: map[gapKey]float64{},
+			"The longest time between two ticks outside of blackouts, of the last week and to come. Absent for a schedule that has no two further ticks.", labels, nil),
+		gaps: map[gapKey]gap{},
 	}
 }
 
@@ -77,7 +77,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	c.e.mu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	gaps := make(map[gapKey]float64, len(c.gaps))
+	gaps := make(map[gapKey]gap, len(c.gaps))
 	for i := range all {
 		en := all[i].entry // of which what is read here never changes
 		labels := gauges.NewLabels("target", en.key.target, "schedule", en.key.schedule)
@@ -88,15 +88,15 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 				out <- prometheus.NewInvalidMetric(c.interval, err)
 				continue
 			}
-			gap, known := gaps[k]
+			g, known := gaps[k]
 			if !known {
-				if gap, known = c.gaps[k]; !known {
-					gap = all[i].target.LongestGap(en.spec.Schedule, next.Add(-time.Second)).Seconds()
+				if g, known = c.gaps[k]; !known || now.Sub(g.at).Abs() >= gapFor {
+					g = gap{all[i].target.LongestGap(en.spec.Schedule, now).Seconds(), now}
 				}
-				gaps[k] = gap
+				gaps[k] = g
 			}
-			if gap > 0 {
-				out <- gauges.New(c.interval, labels, gap)
+			if g.seconds > 0 {
+				out <- gauges.New(c.interval, labels, g.seconds)
 			}
 		}
 		paused := 0.0
@@ -108,11 +108,20 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	c.gaps = gaps // those that no schedule has any more are forgotten
 }
 
+// gap is a longest gap, and when it was looked for.
+type gap struct {
+	seconds float64
+	at      time.Time
+}
+
+// gapFor is how long it is taken for true: blackouts come and go.
+const gapFor = time.Hour
+
 // gapKey is what schedules have alike whose longest gaps are the same.
 type gapKey struct {
 	spec *spec
-	// blackout is the target's, as JSON; empty for none.
-	blackout string
+	// blackout is the target's, as JSON; empty for none. With a splay it is the target's own which of its ticks lie in one.
+	blackout, target string
 }
 
 func newGapKey(s *spec, t *config.Target) (gapKey, error) {
@@ -120,5 +129,9 @@ func newGapKey(s *spec, t *config.Target) (gapKey, error) {
 		return gapKey{spec: s}, nil
 	}
 	text, err := json.Marshal(t.Blackout)
-	return gapKey{s, string(text)}, err
+	k := gapKey{spec: s, blackout: string(text)}
+	if s.splay > 0 {
+		k.target = t.Name
+	}
+	return k, err
 }
